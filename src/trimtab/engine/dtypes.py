@@ -35,6 +35,7 @@ REQUEST = np.dtype(
         ("first_token", "f8"),  # s
         ("finished", "f8"),  # s
         ("execution", "f8"),  # s inside running iterations, all attempts
+        ("last_token", "f8"),  # s, of the last token before a preemption
         # where it is now
         ("target", "i4"),  # tokens to prefill: the prompt, or all tokens so far after a preemption
         ("processed", "i4"),  # tokens prefilled in this attempt (decodes are counted by lane epoch)
@@ -80,6 +81,115 @@ REPLICA = np.dtype(
     align=True,
 )
 
+GROUP = np.dtype(
+    [
+        ("scheduler", "i4"),  # Scheduler
+        ("stages", "i4"),  # pipeline stages
+        ("max_seqs", "i4"),  # requests that may hold KV at once
+        ("micro_seqs", "i4"),  # sequences in one batch
+        ("token_budget", "i8"),  # tokens of one batch
+        ("block_size", "i4"),  # tokens
+        ("watermark", "i4"),  # blocks kept free at admission
+        ("reserve", "i4"),  # blocks reserved for a request's whole life, or 0
+        ("max_waiting_iters", "i4"),
+        ("priority", "i4"),  # 1: priority order, 0: first come first served
+        ("prefill_s", "f8"),  # s per prompt token and
+        ("decode_s", "f8"),  # s per output token that a router may assume
+        # execution time: where each table starts in ``curves`` and its shape (see ExecTables)
+        ("vidur", "i4"),
+        ("token_round", "i4"),
+        ("kv_step", "i4"),
+        ("chunk_step", "i4"),
+        ("many_prefills", "f8"),
+        ("token_at", "i8"),
+        ("kv_write_at", "i8"),
+        ("send_at", "i8"),
+        ("tokens_last", "i8"),
+        ("cpu_at", "i8"),
+        ("cpu_last", "i8"),
+        ("decode_at", "i8"),
+        ("decode_rows", "i8"),
+        ("decode_last", "i8"),
+        ("prefill_at", "i8"),
+        ("prefill_rows", "i8"),
+        ("prefill_last", "i8"),
+    ],
+    align=True,
+)
+
+LANE = np.dtype(
+    [
+        ("count", "i4"),  # slots in use
+        ("decodes", "i4"),  # of them past their prefill
+        ("prefilling", "i4"),
+        ("fresh", "i4"),  # decodes whose last token is not the lane's last token
+        ("epoch", "i8"),  # decode steps taken
+        ("next_finish", "i8"),  # epoch of the earliest finish (a lower bound)
+        ("kv_sum", "i8"),  # processed tokens of all decodes
+        ("last_token", "f8"),  # s
+        ("clock", "f8"),  # s of execution of all steps taken
+        ("held", "i4"),  # blocks that a static batch keeps until its last request is done
+    ],
+    align=True,
+)
+
+SLOT = np.dtype(
+    [
+        ("request", "i4"),
+        ("offset", "i8"),  # processed = lane epoch + offset
+        ("finish", "i8"),  # lane epoch at which the last token comes; NEVER while prefilling
+        ("fresh", "f8"),  # s of its last token where that is not the lane's, else 0
+    ],
+    align=True,
+)
+NEVER = np.int64(1) << 60
+
+BATCH = np.dtype(
+    [
+        ("lane", "i4"),
+        ("prefills", "i4"),  # sequences
+        ("prefill_tokens", "i4"),
+        ("longest", "i4"),  # longest prefill, for padded budgets
+        ("decodes", "i4"),  # sequences, one token each
+        ("preempted", "i4"),  # requests preempted while it was formed
+        ("decode_kv", "i8"),  # KV tokens of all decodes
+        ("past", "f8"),  # KV tokens before the prefill chunks (Vidur's grid: in steps)
+        ("squares", "f8"),  # sum of squared chunks
+        ("work", "f8"),  # sum of chunk * past + chunk^2 / 2
+        ("pairs", "f8"),  # sum of q * (q + kv)
+        ("start", "f8"),  # s
+        ("end", "f8"),  # s
+        ("stage", "f8"),  # s on one stage
+        ("stage_free", "f8"),  # s, when the stage of this index is free (not of the batch)
+    ],
+    align=True,
+)
+
+CHUNK = np.dtype([("request", "i4"), ("tokens", "i4")], align=True)
+
+EVENT = np.dtype([("time", "f8"), ("kind", "i4"), ("who", "i4")], align=True)
+
+CONTROL = np.dtype(
+    [
+        ("now", "f8"),  # s
+        ("next_arrival", "i8"),  # first request of the table that has not arrived
+        ("num_timed", "i8"),  # requests whose arrival is known from the start
+        ("heap_size", "i8"),
+        ("finished", "i8"),
+        ("iterations", "i8"),  # all, recorded or not
+        ("tokens", "i8"),  # output tokens
+        ("router", "i4"),  # Router
+        ("choices", "i4"),  # d of power of d
+        ("speed_aware", "i4"),
+        ("turn", "i8"),  # round robin
+        ("asking", "i8"),  # request that waits for an outside router, or NONE
+        ("next_sample", "f8"),  # s
+        ("sample_every", "f8"),  # s
+        ("samples", "i8"),
+    ],
+    align=True,
+)
+
 ITERATION = np.dtype(
     [
         ("start", "f8"),  # s, on the first stage
@@ -104,6 +214,31 @@ SAMPLE = np.dtype(
 ITL_BINS = 10_400
 ITL_LOWEST = 1e-6  # s
 ITL_GAMMA = 1.002  # bin i holds [ITL_LOWEST * GAMMA**i, ITL_LOWEST * GAMMA**(i+1)): 0.1 % wide
+
+
+class Event(IntEnum):
+    """Order of simultaneous events; equal kinds go by replica or request index."""
+
+    BATCH_END = 0
+    ARRIVAL = 1
+    # load samples are taken after every event of their time
+
+
+class Outcome(IntEnum):
+    """Why ``cluster.advance`` returned."""
+
+    DONE = 0  # nothing is left to happen
+    PAUSED = 1  # the next event lies beyond the time limit
+    ASKING = 2  # control.asking needs a replica from outside
+
+
+class Scheduler(IntEnum):
+    VLLM = 0
+    SARATHI = 1
+    ORCA = 2
+    FASTER_TRANSFORMER = 3
+    LIGHTLLM = 4
+    VLLM_V1 = 5
 
 
 class Status(IntEnum):

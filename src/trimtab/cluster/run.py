@@ -1,0 +1,192 @@
+"""The Python door of the compiled cluster: fleets and requests in, tables out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.engine.dtypes import GROUP, Outcome, Scheduler
+from trimtab.engine.state import State, allocate, pack_tables
+from trimtab.errors import TrimtabError
+from trimtab.exectime.tables import ExecTables
+from trimtab.routers import Router
+
+MAX_ITERATIONS = 2_000_000  # recorded; beyond that only counted
+SLICES = 64  # of simulated time between two looks at the clock (progress, Ctrl-C)
+
+Ask = Callable[[State, int], int]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """``count`` identical replicas as the engine sees them. Sizes in tokens, blocks, sequences."""
+
+    name: str
+    scheduler: Scheduler
+    tables: ExecTables
+    count: int
+    num_blocks: int
+    max_seqs: int
+    token_budget: int
+    block_size: int = 16
+    watermark_blocks: int = 0
+    stages: int = 1
+    reserve_blocks: int = 0
+    max_waiting_iters: int = 10
+    priority: bool = False
+    speed: float = 1.0
+
+    @property
+    def micro_seqs(self) -> int:
+        """Sequences in one batch: Orca and FasterTransformer fill every stage's batch."""
+        return self.max_seqs if self.reserve_blocks else self.max_seqs // self.stages
+
+
+def check_fleet(fleet: Fleet) -> None:
+    """Settings that no scheduler could run with."""
+    who = f"group {fleet.name!r}"
+    if fleet.micro_seqs < 1:
+        raise TrimtabError(f"{who}: max_num_seqs {fleet.max_seqs} is less than its {fleet.stages} pipeline stages")
+    if fleet.scheduler == Scheduler.LIGHTLLM and (fleet.block_size != 1 or fleet.stages != 1):
+        raise TrimtabError(
+            f"{who}: lightllm works with block_size 1 and pp 1, "
+            f"got block_size {fleet.block_size} and pp {fleet.stages}"
+        )
+    if fleet.scheduler == Scheduler.VLLM_V1 and fleet.token_budget < fleet.micro_seqs:
+        raise TrimtabError(
+            f"{who}: vllm_v1 needs token_budget >= max_num_seqs, "
+            f"got {fleet.token_budget} and {fleet.max_seqs}"
+        )
+
+
+def check_requests(requests: NDArray[Any], fleet: Fleet) -> None:
+    """Every request must be servable by every replica, alone in an empty cache."""
+    total = requests["prefill_tokens"].astype(np.int64) + requests["decode_tokens"]
+    longest = int(total.argmax())
+    tokens = int(total[longest])
+    spare = max(fleet.watermark_blocks, 0 if fleet.scheduler == Scheduler.VLLM_V1 else 1)
+    room = (fleet.num_blocks - spare) * fleet.block_size
+    if fleet.reserve_blocks:
+        room = fleet.reserve_blocks * fleet.block_size if fleet.reserve_blocks <= fleet.num_blocks else 0
+    if tokens > room:
+        raise TrimtabError(
+            f"request {longest} needs KV for {tokens} tokens, but a replica of group {fleet.name!r} has room for "
+            f"{max(room, 0)}; cap the workload with max_tokens or give the group more memory"
+        )
+    if fleet.scheduler in (Scheduler.VLLM, Scheduler.LIGHTLLM) and tokens > fleet.token_budget:
+        raise TrimtabError(
+            f"request {longest} has {tokens} tokens, more than token_budget {fleet.token_budget} of group "
+            f"{fleet.name!r}, whose scheduler never splits a prompt; raise token_budget or cap max_tokens"
+        )
+
+
+def prepare(
+    requests: NDArray[Any],
+    fleets: list[Fleet],
+    router: Router,
+    choices: int = 2,
+    speed_aware: bool = True,
+    max_iterations: int | None = None,
+) -> State:
+    """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied."""
+    groups = np.zeros(len(fleets), GROUP)
+    for row, fleet in zip(groups, fleets, strict=True):
+        check_fleet(fleet)
+        check_requests(requests, fleet)
+        _fill_group(row, fleet)
+    curves = pack_tables(groups, [fleet.tables for fleet in fleets])
+    if max_iterations is None:
+        tokens = int(requests["decode_tokens"].sum()) + 4 * len(requests)
+        max_iterations = min(MAX_ITERATIONS, tokens)
+    state = allocate(
+        requests,
+        groups,
+        [fleet.count for fleet in fleets],
+        [fleet.num_blocks for fleet in fleets],
+        [fleet.speed for fleet in fleets],
+        curves,
+        max_iterations,
+    )
+    state.control["router"] = int(router)
+    state.control["choices"] = choices
+    state.control["speed_aware"] = speed_aware
+    return state
+
+
+def _fill_group(row: Any, fleet: Fleet) -> None:
+    row["scheduler"] = int(fleet.scheduler)
+    row["stages"] = fleet.stages
+    row["max_seqs"] = fleet.max_seqs
+    row["micro_seqs"] = fleet.micro_seqs
+    row["token_budget"] = fleet.token_budget
+    row["block_size"] = fleet.block_size
+    row["watermark"] = fleet.watermark_blocks
+    row["reserve"] = fleet.reserve_blocks
+    row["max_waiting_iters"] = fleet.max_waiting_iters
+    row["priority"] = fleet.priority
+    chunk, batch, kv = 512, 64, 1024
+    tables = fleet.tables
+    row["prefill_s"] = fleet.stages * tables.stage_seconds([], [(0, chunk)]) / chunk
+    row["decode_s"] = fleet.stages * tables.stage_seconds([kv] * batch, []) / batch
+
+
+def run(
+    state: State,
+    ask: Ask | None = None,
+    until: float = math.inf,
+    progress: Progress | None = None,
+) -> float:
+    """Run to the end (or simulated second ``until``); returns the CPU seconds spent.
+
+    ``ask(state, request)`` names the replica when the router is OUTSIDE. ``progress(finished,
+    total)`` is called now and then; Ctrl-C is noticed as often.
+    """
+    from trimtab.cluster.loop import advance, answer
+
+    started = time.thread_time()
+    total = len(state.requests)
+    limits = _slices(state, until)
+    limit = next(limits)
+    while True:
+        outcome = advance(state, limit)
+        if outcome == Outcome.ASKING:
+            assert ask is not None
+            replica = ask(state, int(state.control["asking"][0]))
+            answer(state, _checked(replica, state))
+        elif outcome == Outcome.PAUSED and limit < until:
+            limit = next(limits)
+        else:
+            break
+        if progress is not None and outcome == Outcome.PAUSED:
+            progress(int(state.control["finished"][0]), total)
+    if progress is not None:
+        progress(int(state.control["finished"][0]), total)
+    if outcome == Outcome.DONE and state.control["finished"][0] < total:
+        raise RuntimeError("the cluster came to rest with requests unserved; please report this scenario")
+    return time.thread_time() - started
+
+
+def _slices(state: State, until: float) -> Any:
+    """Simulated times at which to come up for air, then ``until``."""
+    arrivals = state.requests["arrival"][: int(state.control["num_timed"][0])]
+    for index in range(1, SLICES):
+        limit = float(arrivals[len(arrivals) * index // SLICES]) if len(arrivals) else until
+        if limit < until:
+            yield limit
+    yield until
+
+
+def _checked(replica: Any, state: State) -> int:
+    count = len(state.replicas)
+    if isinstance(replica, bool) or not isinstance(replica, (int, np.integer)):
+        raise TrimtabError(f"a router must return the index of a replica (int), got {replica!r}")
+    if not 0 <= replica < count:
+        raise TrimtabError(f"the router chose replica {int(replica)}; there are {count}, counted from 0")
+    return int(replica)

@@ -1,0 +1,76 @@
+"""What must hold after every event. Swept when ``TRIMTAB_DEBUG=1``; plain Python, never compiled."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trimtab.engine.dtypes import NEVER, NONE, Scheduler, Status
+from trimtab.engine.state import State
+
+
+def check(state: State) -> None:
+    """Blocks conserved, sums right, each request in exactly one place, clocks monotone."""
+    lanes_per_replica = len(state.lanes) // len(state.replicas)
+    for replica in range(len(state.replicas)):
+        lanes = range(replica * lanes_per_replica, (replica + 1) * lanes_per_replica)
+        check_queue(state, replica)
+        for lane in lanes:
+            check_lane(state, lane, int(state.replicas["group"][replica]))
+        check_blocks(state, replica, lanes)
+    check_requests(state)
+
+
+def check_queue(state: State, replica: int) -> None:
+    request = int(state.replicas["queue_head"][replica])
+    seen: list[int] = []
+    while request != NONE:
+        assert state.requests["status"][request] == Status.WAITING
+        assert state.requests["replica"][request] == replica
+        seen.append(request)
+        request = int(state.requests["next_waiting"][request])
+    assert len(seen) == len(set(seen)) == state.replicas["waiting"][replica]
+    assert state.replicas["queue_tail"][replica] == (seen[-1] if seen else NONE)
+
+
+def check_lane(state: State, lane: int, group: int) -> None:
+    """The lane's sums against its slots."""
+    row = state.lanes[lane]
+    slots = state.slots[lane][: row["count"]]
+    decoding = slots["finish"] != NEVER
+    processed = row["epoch"] + slots["offset"][decoding]
+    assert row["decodes"] == decoding.sum()
+    assert row["prefilling"] == (~decoding).sum()
+    assert row["kv_sum"] == processed.sum()
+    assert row["fresh"] == (slots["fresh"][decoding] != 0).sum()
+    assert row["decodes"] == 0 or row["next_finish"] <= slots["finish"][decoding].min()
+    block = int(state.groups["block_size"][group])
+    counts = np.bincount((1 - slots["offset"][decoding]) % block, minlength=block)
+    assert (state.phases[lane][:block] == counts).all()
+    assert (state.requests["status"][slots["request"]] == Status.RUNNING).all()
+
+
+def check_blocks(state: State, replica: int, lanes: range) -> None:
+    """KV in use lies between what requests hold and the cache; empty replicas hold none."""
+    row = state.replicas[replica]
+    running = sum(int(state.lanes["count"][lane]) for lane in lanes)
+    assert row["running"] == running
+    assert row["outstanding"] == row["waiting"] + row["running"]
+    assert 0 <= row["kv_used"] <= row["kv_total"]
+    static = state.groups["scheduler"][row["group"]] == Scheduler.FASTER_TRANSFORMER
+    reserve = int(state.groups["reserve"][row["group"]])
+    if reserve:
+        held = sum(int(state.lanes["held"][lane]) for lane in lanes)
+        assert row["kv_used"] == reserve * running + (held if static else 0)
+    elif running == 0:
+        assert row["kv_used"] == 0
+
+
+def check_requests(state: State) -> None:
+    """Every request is somewhere, once; times are in order."""
+    requests = state.requests
+    done = requests["status"] == Status.FINISHED
+    assert done.sum() == state.control["finished"][0]
+    assert (requests["first_token"][done] <= requests["finished"][done]).all()
+    assert (requests["scheduled"][done] <= requests["first_token"][done]).all()
+    assert (requests["arrival"][done] <= requests["scheduled"][done]).all()
+    assert requests["finished"][done].max(initial=0.0) <= state.control["now"][0]

@@ -1,0 +1,62 @@
+"""A replica's waiting requests: a linked list through the request table."""
+
+from __future__ import annotations
+
+from trimtab.engine.dtypes import NONE, Status
+from trimtab.engine.jit import jit
+from trimtab.engine.state import State
+
+WAITING = int(Status.WAITING)
+RUNNING = int(Status.RUNNING)
+
+
+@jit
+def goes_before(state: State, a: int, b: int) -> bool:
+    """Priority order: smaller priority first, then earlier arrival."""
+    requests = state.requests
+    if requests["priority"][a] != requests["priority"][b]:
+        return requests["priority"][a] < requests["priority"][b]
+    return requests["arrival"][a] < requests["arrival"][b]
+
+
+@jit
+def enqueue(state: State, replica: int, request: int, front: bool) -> None:
+    """Put a request at the back (or front) of the queue; under "priority" where it belongs."""
+    replicas, links = state.replicas, state.requests["next_waiting"]
+    state.requests["status"][request] = WAITING
+    replicas["waiting"][replica] += 1
+    head, tail = replicas["queue_head"][replica], replicas["queue_tail"][replica]
+    if state.groups["priority"][replicas["group"][replica]]:
+        before = NONE
+        after = head
+        while after != NONE and not goes_before(state, request, after):
+            before, after = after, links[after]
+    elif front:
+        before, after = NONE, head
+    else:
+        before, after = tail, NONE
+    links[request] = after
+    if before == NONE:
+        replicas["queue_head"][replica] = request
+    else:
+        links[before] = request
+    if after == NONE:
+        replicas["queue_tail"][replica] = request
+
+
+@jit
+def dequeue(state: State, replica: int, now: float) -> int:
+    """Take the head of the queue into service."""
+    replicas, requests = state.replicas, state.requests
+    request = replicas["queue_head"][replica]
+    following = requests["next_waiting"][request]
+    replicas["queue_head"][replica] = following
+    if following == NONE:
+        replicas["queue_tail"][replica] = NONE
+    requests["next_waiting"][request] = NONE
+    requests["status"][request] = RUNNING
+    replicas["waiting"][replica] -= 1
+    replicas["running"][replica] += 1
+    if requests["preemptions"][request] == 0:
+        requests["scheduled"][request] = now
+    return request

@@ -1,0 +1,116 @@
+"""The engine's whole state: one bundle of tables, allocated once, sized by what will run."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.engine import dtypes
+from trimtab.engine.dtypes import NONE
+from trimtab.exectime.tables import ExecTables
+
+SAMPLE_CAPACITY = 1024
+
+
+class State(NamedTuple):
+    """Tables of a run. R replicas, L lanes per replica, W slots per lane, P pipeline stages."""
+
+    requests: NDArray[Any]  # (N,) REQUEST
+    replicas: NDArray[Any]  # (R,) REPLICA
+    groups: NDArray[Any]  # (G,) GROUP
+    lanes: NDArray[Any]  # (R * L,) LANE; the first of a replica is its pool
+    slots: NDArray[Any]  # (R * L, W) SLOT
+    phases: NDArray[np.int32]  # (R * L, block) decodes that need a block at epoch % block
+    batches: NDArray[Any]  # (R * P,) BATCH, a ring per replica
+    chunks: NDArray[Any]  # (R * P, W) CHUNK, prefills of each batch
+    events: NDArray[Any]  # heap of EVENT
+    curves: NDArray[np.float64]  # all execution-time tables, one after another
+    iterations: NDArray[Any]  # (recorded,) ITERATION
+    sample_times: NDArray[np.float64]  # (S,) s
+    samples: NDArray[Any]  # (S, R) SAMPLE
+    homes: NDArray[np.int32]  # (sessions + 1,) replica that a session sticks to, or NONE
+    itl: NDArray[np.int64]  # (ITL_BINS,) output tokens
+    control: NDArray[Any]  # (1,) CONTROL
+
+
+def allocate(
+    requests: NDArray[Any],
+    groups: NDArray[Any],
+    counts: list[int],
+    kv_blocks: list[int],
+    speeds: list[float],
+    curves: NDArray[np.float64],
+    max_iterations: int,
+) -> State:
+    """A fresh state at time zero. ``requests`` is copied; per group: replicas, KV blocks, speed."""
+    group_of = np.repeat(np.arange(len(groups)), counts)
+    num_replicas = len(group_of)
+    stages = int(groups["stages"].max())
+    lanes_per_replica = 1 if stages == 1 else stages + 1
+    width = int(groups["max_seqs"].max())
+    lanes = np.zeros(num_replicas * lanes_per_replica, dtypes.LANE)
+    lanes["next_finish"] = dtypes.NEVER
+
+    replicas = np.zeros(num_replicas, dtypes.REPLICA)
+    replicas["group"] = group_of
+    replicas["speed"] = np.asarray(speeds)[group_of]
+    replicas["kv_total"] = np.asarray(kv_blocks)[group_of]
+    replicas["queue_head"] = replicas["queue_tail"] = NONE
+
+    control = np.zeros(1, dtypes.CONTROL)
+    timed = int(np.isfinite(requests["arrival"]).sum())
+    control["num_timed"] = timed
+    control["asking"] = NONE
+    control["next_sample"] = 0.0
+    control["sample_every"] = 0.01
+    return State(
+        requests=requests.copy(),
+        replicas=replicas,
+        groups=groups,
+        lanes=lanes,
+        slots=np.zeros((len(lanes), width), dtypes.SLOT),
+        phases=np.zeros((len(lanes), int(groups["block_size"].max())), np.int32),
+        batches=np.zeros(num_replicas * stages, dtypes.BATCH),
+        chunks=np.zeros((num_replicas * stages, width), dtypes.CHUNK),
+        events=np.zeros(num_replicas * stages + len(requests) - timed + 1, dtypes.EVENT),
+        curves=curves,
+        iterations=np.empty(max_iterations, dtypes.ITERATION),
+        sample_times=np.zeros(SAMPLE_CAPACITY),
+        samples=np.zeros((SAMPLE_CAPACITY, num_replicas), dtypes.SAMPLE),
+        homes=np.full(int(requests["session"].max()) + 2, NONE, np.int32),
+        itl=np.zeros(dtypes.ITL_BINS, np.int64),
+        control=control,
+    )
+
+
+def pack_tables(groups: NDArray[Any], tables: list[ExecTables]) -> NDArray[np.float64]:
+    """Lay every group's tables end to end and write where they start into ``groups``."""
+    parts: list[NDArray[np.float64]] = []
+    at = 0
+    for row, table in zip(groups, tables, strict=True):
+        assert len(table.token_s) == len(table.kv_write_s) == len(table.send_s)
+        for name, values in (
+            ("token_at", table.token_s),
+            ("kv_write_at", table.kv_write_s),
+            ("send_at", table.send_s),
+            ("cpu_at", table.cpu_s),
+            ("decode_at", table.decode_s),
+            ("prefill_at", table.prefill_s),
+        ):
+            row[name] = at
+            parts.append(np.ascontiguousarray(values, dtype=np.float64).ravel())
+            at += values.size
+        row["tokens_last"] = len(table.token_s) - 1
+        row["cpu_last"] = len(table.cpu_s) - 1
+        row["decode_rows"] = table.decode_s.shape[0] - 1
+        row["decode_last"] = table.decode_s.shape[1] - 1
+        row["prefill_rows"] = table.prefill_s.shape[0] - 1
+        row["prefill_last"] = table.prefill_s.shape[1] - 1
+        row["vidur"] = table.vidur
+        row["token_round"] = table.token_round
+        row["kv_step"] = table.kv_step
+        row["chunk_step"] = table.chunk_step
+        row["many_prefills"] = table.many_prefills_factor
+    return np.concatenate(parts)

@@ -10,7 +10,7 @@ from trimtab.engine.batches import begin, land, launch
 from trimtab.engine.dtypes import NONE, Event, Outcome, Scheduler
 from trimtab.engine.heap import drop_first
 from trimtab.engine.invariants import check
-from trimtab.engine.jit import DEBUG, jit
+from trimtab.engine.jit import DEBUG, door, jit
 from trimtab.engine.queue import enqueue
 from trimtab.engine.record import sample_until, touch
 from trimtab.engine.state import State
@@ -72,11 +72,11 @@ def place(state: State, request: int, replica: int, now: float) -> None:
     replicas["outstanding"][replica] += 1
     replicas["pending_prefill"][replica] += requests["prefill_tokens"][request]
     replicas["expected_decode"][replica] += requests["expected_decode"][request]
-    enqueue(state, replica, request, False)
+    enqueue(state, replica, request)
     schedule(state, replica, now)
 
 
-@jit
+@door
 def answer(state: State, replica: int) -> None:
     """Place the request that an outside router was asked about."""
     request = state.control["asking"][0]
@@ -84,7 +84,7 @@ def answer(state: State, replica: int) -> None:
     place(state, request, replica, state.control["now"][0])
 
 
-@jit
+@door
 def advance(state: State, until: float) -> int:
     """Run until nothing is left, the next event lies beyond ``until``, or a router is asked for.
 

@@ -131,6 +131,8 @@ def _fill_group(row: Any, fleet: Fleet) -> None:
     row["reserve"] = fleet.reserve_blocks
     row["max_waiting_iters"] = fleet.max_waiting_iters
     row["priority"] = fleet.priority
+    row["spare"] = fleet.scheduler in (Scheduler.VLLM, Scheduler.SARATHI)
+    row["by_arrival"] = fleet.scheduler == Scheduler.VLLM
     chunk, batch, kv = 512, 64, 1024
     tables = fleet.tables
     row["prefill_s"] = fleet.stages * tables.stage_seconds([], [(0, chunk)]) / chunk

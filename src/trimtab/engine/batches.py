@@ -13,7 +13,6 @@ from trimtab.engine.state import State
 
 BATCH_END = int(Event.BATCH_END)
 STATIC = int(Scheduler.FASTER_TRANSFORMER)
-VLLM = int(Scheduler.VLLM)
 
 
 @jit
@@ -191,7 +190,7 @@ def land(state: State, replica: int, now: float) -> None:
     if state.groups["scheduler"][group] == STATIC:
         release_static(state, replica, lane)
     elif lane != pool_of(state, replica):
-        merge(state, lane, pool_of(state, replica), state.groups["scheduler"][group] == VLLM)
+        merge(state, lane, pool_of(state, replica))
 
 
 @jit

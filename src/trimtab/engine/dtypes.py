@@ -1,7 +1,8 @@
 """The engine's tables. One row per thing, one unit per field.
 
 Times are float64 seconds, counts are tokens, KV blocks or sequences. Kinds are integers whose names
-are the enums at the end. Every floor above reads these tables; only the engine writes them.
+are the enums at the end. Integers that functions pass to each other are all 64 bits wide, so that
+every function compiles for one signature only. Every floor above reads these tables; only the engine writes them.
 """
 
 from __future__ import annotations
@@ -16,59 +17,59 @@ REQUEST = np.dtype(
     [
         # what was asked (written by the workload)
         ("arrival", "f8"),  # s; inf until a closed loop sets it
-        ("prefill_tokens", "i4"),  # prompt
-        ("decode_tokens", "i4"),  # output, at least 1
+        ("prefill_tokens", "i8"),  # prompt
+        ("decode_tokens", "i8"),  # output, at least 1
         ("expected_decode", "f4"),  # what a router may assume about the output, tokens
-        ("session", "i4"),  # or NONE
+        ("session", "i8"),  # or NONE
         ("turn", "i4"),  # position in its session
-        ("next_turn", "i4"),  # request that this one's completion triggers, or NONE
+        ("next_turn", "i8"),  # request that this one's completion triggers, or NONE
         ("think", "f8"),  # s between that completion and the next arrival
         ("klass", "i2"),  # SLO class
         ("priority", "i2"),  # smaller is served first (scheduler policy "priority")
         ("coin_a", "f8"),  # two uniforms in [0, 1) for routers that toss
         ("coin_b", "f8"),
         # what happened
-        ("replica", "i4"),  # replica that serves it, or NONE; input of the replay router
+        ("replica", "i8"),  # replica that serves it, or NONE; input of the replay router
         ("status", "i1"),  # Status
-        ("preemptions", "i4"),  # restarts by recompute
+        ("preemptions", "i8"),  # restarts by recompute
         ("scheduled", "f8"),  # s, first time in a batch
         ("first_token", "f8"),  # s
         ("finished", "f8"),  # s
         ("execution", "f8"),  # s inside running iterations, all attempts
         ("last_token", "f8"),  # s, of the last token before a preemption
         # where it is now
-        ("target", "i4"),  # tokens to prefill: the prompt, or all tokens so far after a preemption
-        ("processed", "i4"),  # tokens prefilled in this attempt (decodes are counted by lane epoch)
-        ("next_waiting", "i4"),  # queue link
+        ("target", "i8"),  # tokens to prefill: the prompt, or all tokens so far after a preemption
+        ("processed", "i8"),  # tokens prefilled in this attempt (decodes are counted by lane epoch)
+        ("next_waiting", "i8"),  # queue link
     ],
     align=True,
 )
 
 REPLICA = np.dtype(
     [
-        ("group", "i4"),
+        ("group", "i8"),
         ("speed", "f8"),  # relative to the fleet's fastest, (0, 1]
         # queue
-        ("queue_head", "i4"),
-        ("queue_tail", "i4"),
-        ("waiting", "i4"),  # requests queued
-        ("running", "i4"),  # requests holding KV
-        ("outstanding", "i4"),  # waiting + running
+        ("queue_head", "i8"),
+        ("queue_tail", "i8"),
+        ("waiting", "i8"),  # requests queued
+        ("running", "i8"),  # requests holding KV
+        ("outstanding", "i8"),  # waiting + running
         ("pending_prefill", "i8"),  # prompt tokens not yet computed, queued or running
         ("expected_decode", "f8"),  # output tokens expected of outstanding requests
         # KV
-        ("kv_used", "i4"),  # blocks
-        ("kv_total", "i4"),  # blocks
+        ("kv_used", "i8"),  # blocks
+        ("kv_total", "i8"),  # blocks
         # batches in flight
-        ("in_flight", "i4"),
-        ("batch_head", "i4"),  # oldest batch, index in its ring
-        ("waiting_iters", "i4"),  # lightllm: decode iterations since a prefill
+        ("in_flight", "i8"),
+        ("batch_head", "i8"),  # oldest batch, index in its ring
+        ("waiting_iters", "i8"),  # lightllm: decode iterations since a prefill
         # sums over the run
         ("last_change", "f8"),  # s, up to where the areas are summed
         ("waiting_area", "f8"),  # request-seconds
         ("running_area", "f8"),
         ("kv_area", "f8"),  # block-seconds
-        ("kv_peak", "i4"),  # blocks
+        ("kv_peak", "i8"),  # blocks
         ("busy", "f8"),  # s, summed over stages
         ("routed", "i8"),  # requests
         ("finished", "i8"),
@@ -83,23 +84,25 @@ REPLICA = np.dtype(
 
 GROUP = np.dtype(
     [
-        ("scheduler", "i4"),  # Scheduler
-        ("stages", "i4"),  # pipeline stages
-        ("max_seqs", "i4"),  # requests that may hold KV at once
-        ("micro_seqs", "i4"),  # sequences in one batch
+        ("scheduler", "i8"),  # Scheduler
+        ("stages", "i8"),  # pipeline stages
+        ("max_seqs", "i8"),  # requests that may hold KV at once
+        ("micro_seqs", "i8"),  # sequences in one batch
         ("token_budget", "i8"),  # tokens of one batch
-        ("block_size", "i4"),  # tokens
-        ("watermark", "i4"),  # blocks kept free at admission
-        ("reserve", "i4"),  # blocks reserved for a request's whole life, or 0
-        ("max_waiting_iters", "i4"),
-        ("priority", "i4"),  # 1: priority order, 0: first come first served
+        ("block_size", "i8"),  # tokens
+        ("watermark", "i8"),  # blocks kept free at admission
+        ("reserve", "i8"),  # blocks reserved for a request's whole life, or 0
+        ("max_waiting_iters", "i8"),
+        ("spare", "i8"),  # blocks that must be free before a decode goes on
+        ("by_arrival", "i8"),  # 1: pools are kept in order of arrival, 0: of admission
+        ("priority", "i8"),  # 1: priority order, 0: first come first served
         ("prefill_s", "f8"),  # s per prompt token and
         ("decode_s", "f8"),  # s per output token that a router may assume
         # execution time: where each table starts in ``curves`` and its shape (see ExecTables)
-        ("vidur", "i4"),
-        ("token_round", "i4"),
-        ("kv_step", "i4"),
-        ("chunk_step", "i4"),
+        ("vidur", "i8"),
+        ("token_round", "i8"),
+        ("kv_step", "i8"),
+        ("chunk_step", "i8"),
         ("many_prefills", "f8"),
         ("token_at", "i8"),
         ("kv_write_at", "i8"),
@@ -119,23 +122,23 @@ GROUP = np.dtype(
 
 LANE = np.dtype(
     [
-        ("count", "i4"),  # slots in use
-        ("decodes", "i4"),  # of them past their prefill
-        ("prefilling", "i4"),
-        ("fresh", "i4"),  # decodes whose last token is not the lane's last token
+        ("count", "i8"),  # slots in use
+        ("decodes", "i8"),  # of them past their prefill
+        ("prefilling", "i8"),
+        ("fresh", "i8"),  # decodes whose last token is not the lane's last token
         ("epoch", "i8"),  # decode steps taken
         ("next_finish", "i8"),  # epoch of the earliest finish (a lower bound)
         ("kv_sum", "i8"),  # processed tokens of all decodes
         ("last_token", "f8"),  # s
         ("clock", "f8"),  # s of execution of all steps taken
-        ("held", "i4"),  # blocks that a static batch keeps until its last request is done
+        ("held", "i8"),  # blocks that a static batch keeps until its last request is done
     ],
     align=True,
 )
 
 SLOT = np.dtype(
     [
-        ("request", "i4"),
+        ("request", "i8"),
         ("offset", "i8"),  # processed = lane epoch + offset
         ("finish", "i8"),  # lane epoch at which the last token comes; NEVER while prefilling
         ("fresh", "f8"),  # s of its last token where that is not the lane's, else 0
@@ -146,12 +149,12 @@ NEVER = np.int64(1) << 60
 
 BATCH = np.dtype(
     [
-        ("lane", "i4"),
-        ("prefills", "i4"),  # sequences
-        ("prefill_tokens", "i4"),
-        ("longest", "i4"),  # longest prefill, for padded budgets
-        ("decodes", "i4"),  # sequences, one token each
-        ("preempted", "i4"),  # requests preempted while it was formed
+        ("lane", "i8"),
+        ("prefills", "i8"),  # sequences
+        ("prefill_tokens", "i8"),
+        ("longest", "i8"),  # longest prefill, for padded budgets
+        ("decodes", "i8"),  # sequences, one token each
+        ("preempted", "i8"),  # requests preempted while it was formed
         ("decode_kv", "i8"),  # KV tokens of all decodes
         ("past", "f8"),  # KV tokens before the prefill chunks (Vidur's grid: in steps)
         ("squares", "f8"),  # sum of squared chunks
@@ -165,9 +168,9 @@ BATCH = np.dtype(
     align=True,
 )
 
-CHUNK = np.dtype([("request", "i4"), ("tokens", "i4")], align=True)
+CHUNK = np.dtype([("request", "i8"), ("tokens", "i8")], align=True)
 
-EVENT = np.dtype([("time", "f8"), ("kind", "i4"), ("who", "i4")], align=True)
+EVENT = np.dtype([("time", "f8"), ("kind", "i8"), ("who", "i8")], align=True)
 
 CONTROL = np.dtype(
     [
@@ -178,9 +181,9 @@ CONTROL = np.dtype(
         ("finished", "i8"),
         ("iterations", "i8"),  # all, recorded or not
         ("tokens", "i8"),  # output tokens
-        ("router", "i4"),  # Router
-        ("choices", "i4"),  # d of power of d
-        ("speed_aware", "i4"),
+        ("router", "i8"),  # Router
+        ("choices", "i8"),  # d of power of d
+        ("speed_aware", "i8"),
         ("turn", "i8"),  # round robin
         ("asking", "i8"),  # request that waits for an outside router, or NONE
         ("next_sample", "f8"),  # s

@@ -1,4 +1,5 @@
-"""The only place that compiles. Every compiled function of the project is decorated with ``jit``.
+"""The only place that compiles. Every compiled function of the project is decorated with
+``jit``, and the few that Python calls with ``door``.
 
 The cache directory carries a hash of all engine, scheduler, router and loop sources, of numba's
 version and of the processor, because numba's own cache does not notice a change in a callee of
@@ -49,13 +50,22 @@ def is_warm() -> bool:
 
 
 def jit(function: Function) -> Function:
-    """Compile in nopython mode: no fastmath, no GIL, Python's division errors, cached on disk."""
+    """Compile a function that only compiled functions call: no fastmath, no GIL, cached on disk."""
+    return _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def door(function: Function) -> Function:
+    """Compile a function that Python calls."""
+    return _compile(function)
+
+
+def _compile(function: Function, **options: Any) -> Function:
     if DEBUG:
         return function
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = CACHE_DIRECTORY
     try:
-        compiled: Function = numba.njit(cache=True, nogil=True, error_model="python")(function)
+        compiled: Function = numba.njit(cache=True, nogil=True, error_model="python", **options)(function)
         return compiled
     finally:
         numba.config.CACHE_DIR = before

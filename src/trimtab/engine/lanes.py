@@ -14,7 +14,7 @@ from __future__ import annotations
 from trimtab.engine.dtypes import NEVER, NONE, Scheduler, Status
 from trimtab.engine.heap import push
 from trimtab.engine.jit import jit
-from trimtab.engine.queue import enqueue
+from trimtab.engine.queue import requeue
 from trimtab.engine.record import record_gap
 from trimtab.engine.state import State
 
@@ -64,13 +64,13 @@ def copy_slot(state: State, lane: int, source: int, target: int) -> None:
 
 
 @jit
-def open_slot(state: State, lane: int, request: int, by_arrival: bool) -> int:
+def open_slot(state: State, lane: int, request: int) -> int:
     """Make room for a request at the end of the lane, or where its arrival belongs."""
     slots, arrival = state.slots, state.requests["arrival"]
     slot = state.lanes["count"][lane]
     if slot >= slots.shape[1]:
         raise IndexError("lane overflow")
-    if by_arrival:
+    if state.groups["by_arrival"][group_of_lane(state, lane)]:
         while slot > 0 and arrival[slots["request"][lane, slot - 1]] > arrival[request]:
             copy_slot(state, lane, slot - 1, slot)
             slot -= 1
@@ -97,9 +97,9 @@ def close_slot(state: State, lane: int, slot: int) -> None:
 
 
 @jit
-def add_prefill(state: State, lane: int, request: int, by_arrival: bool) -> None:
+def add_prefill(state: State, lane: int, request: int) -> None:
     """A request joins the lane with its prefill ahead of it."""
-    open_slot(state, lane, request, by_arrival)
+    open_slot(state, lane, request)
     state.lanes["prefilling"][lane] += 1
 
 
@@ -147,11 +147,11 @@ def last_token_of(state: State, lane: int, slot: int) -> float:
 
 
 @jit
-def move_slot(state: State, source: int, slot: int, target: int, by_arrival: bool) -> None:
-    """Copy a request to the end of another lane; the caller closes the old slot."""
+def move_slot(state: State, source: int, slot: int, target: int) -> None:
+    """Copy a request into another lane; the caller closes the old slot."""
     slots, lanes = state.slots, state.lanes
     request = slots["request"][source, slot]
-    at = open_slot(state, target, request, by_arrival)
+    at = open_slot(state, target, request)
     if slots["finish"][source, slot] == NEVER:
         lanes["prefilling"][target] += 1
         return
@@ -162,10 +162,10 @@ def move_slot(state: State, source: int, slot: int, target: int, by_arrival: boo
 
 
 @jit
-def merge(state: State, source: int, target: int, by_arrival: bool) -> None:
+def merge(state: State, source: int, target: int) -> None:
     """Return all requests of a lane to the pool, in order."""
     for slot in range(state.lanes["count"][source]):
-        move_slot(state, source, slot, target, by_arrival)
+        move_slot(state, source, slot, target)
     for slot in range(state.lanes["count"][source]):
         if state.slots["finish"][source, slot] != NEVER:
             forget_decode(state, source, slot)
@@ -287,4 +287,4 @@ def preempt(state: State, replica: int, lane: int, slot: int) -> None:
     replicas["preemptions"][replica] += 1
     replicas["running"][replica] -= 1
     close_slot(state, lane, slot)
-    enqueue(state, replica, request, True)
+    requeue(state, replica, request)

@@ -20,21 +20,38 @@ def goes_before(state: State, a: int, b: int) -> bool:
 
 
 @jit
-def enqueue(state: State, replica: int, request: int, front: bool) -> None:
-    """Put a request at the back (or front) of the queue; under "priority" where it belongs."""
+def enqueue(state: State, replica: int, request: int) -> None:
+    """Put an arriving request at the back of the queue; under "priority" where it belongs."""
+    if state.groups["priority"][state.replicas["group"][replica]]:
+        insert_by_priority(state, replica, request)
+    else:
+        link(state, replica, request, state.replicas["queue_tail"][replica], NONE)
+
+
+@jit
+def requeue(state: State, replica: int, request: int) -> None:
+    """Put a preempted request at the front; under "priority" where it belongs."""
+    if state.groups["priority"][state.replicas["group"][replica]]:
+        insert_by_priority(state, replica, request)
+    else:
+        link(state, replica, request, NONE, state.replicas["queue_head"][replica])
+
+
+@jit
+def insert_by_priority(state: State, replica: int, request: int) -> None:
+    before = NONE
+    after = state.replicas["queue_head"][replica]
+    while after != NONE and not goes_before(state, request, after):
+        before, after = after, state.requests["next_waiting"][after]
+    link(state, replica, request, before, after)
+
+
+@jit
+def link(state: State, replica: int, request: int, before: int, after: int) -> None:
+    """Insert a request between two neighbours of the queue (NONE: the end)."""
     replicas, links = state.replicas, state.requests["next_waiting"]
     state.requests["status"][request] = WAITING
     replicas["waiting"][replica] += 1
-    head, tail = replicas["queue_head"][replica], replicas["queue_tail"][replica]
-    if state.groups["priority"][replicas["group"][replica]]:
-        before = NONE
-        after = head
-        while after != NONE and not goes_before(state, request, after):
-            before, after = after, links[after]
-    elif front:
-        before, after = NONE, head
-    else:
-        before, after = tail, NONE
     links[request] = after
     if before == NONE:
         replicas["queue_head"][replica] = request

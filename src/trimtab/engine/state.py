@@ -2,37 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.engine import dtypes
+from trimtab.engine.bundle import address_block, register
 from trimtab.engine.dtypes import NONE
 from trimtab.exectime.tables import ExecTables
 
 SAMPLE_CAPACITY = 1024
 
 
-class State(NamedTuple):
-    """Tables of a run. R replicas, L lanes per replica, W slots per lane, P pipeline stages."""
+LAYOUT = {
+    "requests": (dtypes.REQUEST, 1),  # (N,)
+    "replicas": (dtypes.REPLICA, 1),  # (R,)
+    "groups": (dtypes.GROUP, 1),  # (G,)
+    "lanes": (dtypes.LANE, 1),  # (R * L,) the first of a replica is its pool
+    "slots": (dtypes.SLOT, 2),  # (R * L, W)
+    "phases": (np.dtype(np.int64), 2),  # (R * L, block) decodes that need a block at epoch % block
+    "batches": (dtypes.BATCH, 1),  # (R * P,) a ring per replica
+    "chunks": (dtypes.CHUNK, 2),  # (R * P, W) prefills of each batch
+    "events": (dtypes.EVENT, 1),  # binary heap
+    "curves": (np.dtype(np.float64), 1),  # all execution-time tables, one after another, s
+    "iterations": (dtypes.ITERATION, 1),  # (recorded,)
+    "sample_times": (np.dtype(np.float64), 1),  # (S,) s
+    "samples": (dtypes.SAMPLE, 2),  # (S, R)
+    "homes": (np.dtype(np.int64), 1),  # (sessions + 1,) replica that a session sticks to, or NONE
+    "itl": (np.dtype(np.int64), 1),  # (ITL_BINS,) output tokens
+    "control": (dtypes.CONTROL, 1),  # (1,)
+}
 
-    requests: NDArray[Any]  # (N,) REQUEST
-    replicas: NDArray[Any]  # (R,) REPLICA
-    groups: NDArray[Any]  # (G,) GROUP
-    lanes: NDArray[Any]  # (R * L,) LANE; the first of a replica is its pool
-    slots: NDArray[Any]  # (R * L, W) SLOT
-    phases: NDArray[np.int32]  # (R * L, block) decodes that need a block at epoch % block
-    batches: NDArray[Any]  # (R * P,) BATCH, a ring per replica
-    chunks: NDArray[Any]  # (R * P, W) CHUNK, prefills of each batch
-    events: NDArray[Any]  # heap of EVENT
-    curves: NDArray[np.float64]  # all execution-time tables, one after another
-    iterations: NDArray[Any]  # (recorded,) ITERATION
-    sample_times: NDArray[np.float64]  # (S,) s
-    samples: NDArray[Any]  # (S, R) SAMPLE
-    homes: NDArray[np.int32]  # (sessions + 1,) replica that a session sticks to, or NONE
-    itl: NDArray[np.int64]  # (ITL_BINS,) output tokens
-    control: NDArray[Any]  # (1,) CONTROL
+
+class State:
+    """Tables of a run: R replicas, L lanes per replica, W slots per lane, P pipeline stages.
+
+    Compiled functions take it as one pointer (see ``bundle``); it owns the tables.
+    """
+
+    requests: NDArray[Any]
+    replicas: NDArray[Any]
+    groups: NDArray[Any]
+    lanes: NDArray[Any]
+    slots: NDArray[Any]
+    phases: NDArray[np.int64]
+    batches: NDArray[Any]
+    chunks: NDArray[Any]
+    events: NDArray[Any]
+    curves: NDArray[np.float64]
+    iterations: NDArray[Any]
+    sample_times: NDArray[np.float64]
+    samples: NDArray[Any]
+    homes: NDArray[np.int64]
+    itl: NDArray[np.int64]
+    control: NDArray[Any]
+
+    def __init__(self, **tables: NDArray[Any]) -> None:
+        for name, (dtype, dimensions) in LAYOUT.items():
+            assert tables[name].dtype == dtype and tables[name].ndim == dimensions, name
+            setattr(self, name, tables[name])
+        self.block = address_block([tables[name] for name in LAYOUT])
+        self.address = int(self.block.ctypes.data)
+
+
+register(State, LAYOUT)
 
 
 def allocate(
@@ -71,7 +105,7 @@ def allocate(
         groups=groups,
         lanes=lanes,
         slots=np.zeros((len(lanes), width), dtypes.SLOT),
-        phases=np.zeros((len(lanes), int(groups["block_size"].max())), np.int32),
+        phases=np.zeros((len(lanes), int(groups["block_size"].max())), np.int64),
         batches=np.zeros(num_replicas * stages, dtypes.BATCH),
         chunks=np.zeros((num_replicas * stages, width), dtypes.CHUNK),
         events=np.zeros(num_replicas * stages + len(requests) - timed + 1, dtypes.EVENT),
@@ -79,7 +113,7 @@ def allocate(
         iterations=np.empty(max_iterations, dtypes.ITERATION),
         sample_times=np.zeros(SAMPLE_CAPACITY),
         samples=np.zeros((SAMPLE_CAPACITY, num_replicas), dtypes.SAMPLE),
-        homes=np.full(int(requests["session"].max()) + 2, NONE, np.int32),
+        homes=np.full(int(requests["session"].max()) + 2, NONE, np.int64),
         itl=np.zeros(dtypes.ITL_BINS, np.int64),
         control=control,
     )

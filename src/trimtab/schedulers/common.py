@@ -28,11 +28,11 @@ def needs_block(state: State, lane: int, slot: int, block_size: int) -> bool:
 
 
 @jit
-def take_decodes(state: State, replica: int, batch: int, spare: int) -> int:
+def take_decodes(state: State, replica: int, batch: int) -> int:
     """Every available decode joins the batch, up to the sequences one batch may hold.
 
     When KV runs short the last request of the pool is preempted until the one at hand has room
-    (Vidur wants ``spare`` = 1 free block before each decode, even one that needs none). Returns how
+    (Vidur wants a free block before each decode, even one that needs none: the group's ``spare``). Returns how
     many pool slots were looked at: prefills beyond are not considered for this batch.
     """
     pool = pool_of(state, replica)
@@ -45,17 +45,17 @@ def take_decodes(state: State, replica: int, batch: int, spare: int) -> int:
         needed = state.phases[pool, lanes["epoch"][pool] % block]
         if state.groups["reserve"][group]:
             needed = 0
-        if free_blocks(state, replica) - needed >= spare:
+        if free_blocks(state, replica) - needed >= state.groups["spare"][group]:
             state.replicas["kv_used"][replica] += needed
             add_decodes(state, batch)
             return lanes["count"][pool]
-    seen = walk_decodes(state, replica, batch, spare)
+    seen = walk_decodes(state, replica, batch)
     add_decodes(state, batch)
     return seen
 
 
 @jit
-def walk_decodes(state: State, replica: int, batch: int, spare: int) -> int:
+def walk_decodes(state: State, replica: int, batch: int) -> int:
     """``take_decodes`` one request at a time."""
     pool = pool_of(state, replica)
     group = state.replicas["group"][replica]
@@ -70,11 +70,11 @@ def walk_decodes(state: State, replica: int, batch: int, spare: int) -> int:
         needed = 0
         if not groups["reserve"][group] and needs_block(state, pool, slot, groups["block_size"][group]):
             needed = 1
-        if not make_room(state, replica, batch, slot, max(needed, spare)):
+        if not make_room(state, replica, batch, slot, max(needed, groups["spare"][group])):
             break
         state.replicas["kv_used"][replica] += needed
         if lane != pool:
-            move_slot(state, pool, slot, lane, False)
+            move_slot(state, pool, slot, lane)
             mark_moved(state, pool, slot)
         taken += 1
         slot += 1

@@ -34,7 +34,7 @@ def form_lightllm(state: State, replica: int, batch: int, now: float) -> None:
         if state.batches["prefills"][batch] > 0:
             return
     replicas["waiting_iters"][replica] += 1
-    take_decodes(state, replica, batch, 0)
+    take_decodes(state, replica, batch)
 
 
 @jit
@@ -65,7 +65,7 @@ def admit_tokens(state: State, replica: int, batch: int, now: float) -> None:
             break
         dequeue(state, replica, now)
         replicas["kv_used"][replica] += tokens
-        add_prefill(state, pool, request, False)
+        add_prefill(state, pool, request)
         add_chunk(state, group, batch, request, tokens)
 
 

@@ -29,14 +29,14 @@ def admit_reserved(state: State, replica: int, batch: int, now: float) -> None:
             break
         request = dequeue(state, replica, now)
         state.replicas["kv_used"][replica] += reserve
-        add_prefill(state, state.batches["lane"][batch], request, False)
+        add_prefill(state, state.batches["lane"][batch], request)
         add_chunk(state, group, batch, request, state.requests["target"][request])
 
 
 @jit
 def form_orca(state: State, replica: int, batch: int, now: float) -> None:
     """Everyone in progress, then new whole prompts."""
-    take_decodes(state, replica, batch, 0)
+    take_decodes(state, replica, batch)
     admit_reserved(state, replica, batch, now)
 
 

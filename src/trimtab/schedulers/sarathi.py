@@ -23,7 +23,7 @@ from trimtab.schedulers.common import (
 def form_sarathi(state: State, replica: int, batch: int, now: float) -> None:
     """All decodes, then prompts under way, then new prompts, within ``token_budget`` tokens."""
     pool = pool_of(state, replica)
-    seen = take_decodes(state, replica, batch, 1)
+    seen = take_decodes(state, replica, batch)
     if state.lanes["prefilling"][pool] > 0:
         if state.batches["lane"][batch] == pool:
             continue_prefills_in_place(state, replica, batch, seen)
@@ -60,7 +60,7 @@ def continue_prefills(state: State, replica: int, batch: int, seen: int) -> None
         if tokens == 0:
             continue
         add_chunk(state, group, batch, request, tokens)
-        move_slot(state, pool, slot, state.batches["lane"][batch], False)
+        move_slot(state, pool, slot, state.batches["lane"][batch])
         mark_moved(state, pool, slot)
     drop_moved(state, pool)
 
@@ -109,5 +109,5 @@ def admit_chunks(state: State, replica: int, batch: int, now: float) -> None:
             break
         dequeue(state, replica, now)
         replicas["kv_used"][replica] += blocks
-        add_prefill(state, state.batches["lane"][batch], request, False)
+        add_prefill(state, state.batches["lane"][batch], request)
         add_chunk(state, group, batch, request, tokens)

@@ -16,7 +16,7 @@ def form_vllm(state: State, replica: int, batch: int, now: float) -> None:
     """A batch of whole prompts if any can be admitted, else all decodes."""
     admit_prompts(state, replica, batch, now)
     if state.batches["prefills"][batch] == 0:
-        take_decodes(state, replica, batch, 1)
+        take_decodes(state, replica, batch)
 
 
 @jit
@@ -39,5 +39,5 @@ def admit_prompts(state: State, replica: int, batch: int, now: float) -> None:
             break
         request = dequeue(state, replica, now)
         replicas["kv_used"][replica] += blocks
-        add_prefill(state, batches["lane"][batch], request, True)
+        add_prefill(state, batches["lane"][batch], request)
         add_chunk(state, group, batch, request, tokens)

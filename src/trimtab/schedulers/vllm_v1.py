@@ -56,7 +56,7 @@ def walk_running(state: State, replica: int, batch: int, start: int) -> None:
         if not decoding:
             add_chunk(state, group, batch, request, tokens)
         if lane != pool:
-            move_slot(state, pool, slot, lane, False)
+            move_slot(state, pool, slot, lane)
             mark_moved(state, pool, slot)
         slot += 1
     if lane != pool:
@@ -119,5 +119,5 @@ def admit_waiting(state: State, replica: int, batch: int, now: float) -> None:
             break
         dequeue(state, replica, now)
         replicas["kv_used"][replica] += blocks
-        add_prefill(state, state.batches["lane"][batch], request, False)
+        add_prefill(state, state.batches["lane"][batch], request)
         add_chunk(state, group, batch, request, tokens)

@@ -8,7 +8,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.errors import TrimtabError
 from trimtab.scenario import Scenario
+
+# What a request asked and what happened to it; the engine's working fields are not for readers.
+REQUEST_COLUMNS = (
+    "arrival",
+    "prefill_tokens",
+    "decode_tokens",
+    "session",
+    "turn",
+    "klass",
+    "priority",
+    "replica",
+    "status",
+    "preemptions",
+    "scheduled",
+    "first_token",
+    "finished",
+    "execution",
+)
 
 
 @dataclass(frozen=True)
@@ -47,3 +66,23 @@ class Result:
     samples: NDArray[Any]
     itl_counts: NDArray[np.int64]
     cpu_seconds: float
+
+    def summary(self) -> dict[str, float]:
+        """Every figure of the run by key (docs/reference/metrics.md); NaN where there is none."""
+        from trimtab.report.metrics import summarize
+
+        return summarize(self)
+
+    def frame(self) -> Any:
+        """The request table as a pandas DataFrame, times in seconds.
+
+        Raises
+        ------
+        TrimtabError
+            where pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise TrimtabError("a DataFrame needs pandas: pip install pandas; .requests is a NumPy table") from None
+        return pandas.DataFrame({name: self.requests[name] for name in REQUEST_COLUMNS})

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
+import copy
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trimtab.errors import TrimtabError, unknown
+from trimtab.errors import TrimtabError, did_you_mean, unknown
 
 BUNDLED = Path(__file__).parent / "data" / "scenarios"
+FILE_KEYS = (  # values that may name a file
+    ("workload", "trace", "path"),
+    ("workload", "lengths", "name"),
+    ("replicas", "exectime", "path"),
+    ("replicas", "model"),
+)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -86,7 +93,13 @@ class BurstArrivals(_Section):
 
 
 Arrivals = Annotated[
-    StaticArrivals | PoissonArrivals | GammaArrivals | TraceArrivals | DiurnalArrivals | StepArrivals | BurstArrivals,
+    StaticArrivals
+    | PoissonArrivals
+    | GammaArrivals
+    | TraceArrivals
+    | DiurnalArrivals
+    | StepArrivals
+    | BurstArrivals,
     Field(discriminator="kind"),
 ]
 
@@ -256,10 +269,13 @@ class Scenario(_Section):
     @model_validator(mode="before")
     @classmethod
     def _one_group_or_many(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("replicas"), dict):
-            data = {**data, "replicas": [data["replicas"]]}
-        if isinstance(data, dict) and isinstance(data.get("router"), str):
-            data = {**data, "router": {"name": data["router"]}}
+        if not isinstance(data, dict):
+            return data
+        data = {key: value for key, value in data.items() if value is not None}
+        if isinstance(data.get("replicas"), dict):
+            data["replicas"] = [data["replicas"]]
+        if isinstance(data.get("router"), str):
+            data["router"] = {"name": data["router"]}
         return data
 
     @property
@@ -280,8 +296,13 @@ def bundled_scenarios() -> list[str]:
     return sorted(path.stem for path in BUNDLED.glob("*.yaml"))
 
 
-def load_scenario(source: str | Path | dict[str, Any] | Scenario, overrides: dict[str, Any] | None = None) -> Scenario:
+def load_scenario(
+    source: str | Path | dict[str, Any] | Scenario, overrides: dict[str, Any] | None = None
+) -> Scenario:
     """A bundled name, a YAML file, a dict or a Scenario; ``overrides`` are dotted paths to values.
+
+    Files that a scenario file names (traces, profiles, models) are looked up from the working
+    directory, then beside the scenario file.
 
     Raises
     ------
@@ -291,12 +312,13 @@ def load_scenario(source: str | Path | dict[str, Any] | Scenario, overrides: dic
     if isinstance(source, Scenario):
         data: Any = source.model_dump(mode="json", exclude_unset=True)
     elif isinstance(source, dict):
-        data = json.loads(json.dumps(source))
+        data = copy.deepcopy(source)
     else:
         data = _read_yaml(str(source))
     for path, value in (overrides or {}).items():
         _assign(data, path, value)
-    return parse(Scenario, data, "scenario")
+    scenario: Scenario = parse(Scenario, data, "scenario")
+    return scenario
 
 
 def parse(model: type[BaseModel], data: Any, what: str) -> Any:
@@ -304,17 +326,19 @@ def parse(model: type[BaseModel], data: Any, what: str) -> Any:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise TrimtabError(f"{what}: {_first_line(model, error)}") from None
+        # A misspelt key is often also reported as a missing one: say the former.
+        errors = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        raise TrimtabError(f"{what}: {_explain(model, errors[0])}") from None
 
 
 def _read_yaml(source: str) -> Any:
     path = Path(source)
-    if not path.suffix:
+    if not path.is_file() and (BUNDLED / f"{source}.yaml").is_file():
         path = BUNDLED / f"{source}.yaml"
-        if not path.is_file():
-            raise unknown("scenario", source, [*bundled_scenarios(), "or a .yaml file"])
+    elif not path.exists() and not path.suffix and path.name == source:
+        raise TrimtabError(f"{unknown('scenario', source, bundled_scenarios())} Or give a .yaml file.")
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TrimtabError(f"cannot read scenario {source!r}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -324,7 +348,19 @@ def _read_yaml(source: str) -> Any:
     if not isinstance(data, dict):
         raise TrimtabError(f"{source} must hold a mapping of scenario keys, got {type(data).__name__}")
     data.setdefault("name", path.stem)
+    for keys in FILE_KEYS:
+        _find_beside(data, keys, path.parent)
     return data
+
+
+def _find_beside(data: Any, keys: tuple[str, ...], folder: Path) -> None:
+    """Where a relative file is not in the working directory but in ``folder``, point there."""
+    for entry in data if isinstance(data, list) else [data]:
+        value = entry.get(keys[0]) if isinstance(entry, dict) else None
+        if len(keys) > 1 and value is not None:
+            _find_beside(value, keys[1:], folder)
+        elif isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
+            entry[keys[0]] = str(folder / value)
 
 
 def _assign(data: Any, path: str, value: Any) -> None:
@@ -333,7 +369,7 @@ def _assign(data: Any, path: str, value: Any) -> None:
     if isinstance(data, list):
         if head.isdigit():
             if int(head) >= len(data):
-                raise TrimtabError(f"--set {path}: there are only {len(data)} entries")
+                raise TrimtabError(f"cannot set {path!r}: there are only {len(data)} entries, counted from 0")
             if rest:
                 _assign(data[int(head)], rest, value)
             else:
@@ -353,49 +389,67 @@ def _assign(data: Any, path: str, value: Any) -> None:
         _assign(data[head], rest, value)
 
 
-def _first_line(model: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(model, first["loc"][:-1])
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+# --- errors -------------------------------------------------------------------------------------
+
+
+def _explain(model: type[BaseModel], error: Any) -> str:
+    """One line for one pydantic error: where, what was given, what is allowed there."""
+    problem, context, given = error["type"], error.get("ctx", {}), error.get("input")
+    models, where = _walk(model, error["loc"])
+    if problem == "extra_forbidden":
+        known = sorted(models[0].model_fields)
+        hint = _elsewhere(model, error["loc"][-1]) or did_you_mean(error["loc"][-1], known)
         return f"unknown key {where!r}; allowed there: {', '.join(known)}.{hint}"
-    given = first.get("input")
-    shown = repr(given) if isinstance(given, (str, int, float, bool, type(None))) else type(given).__name__
-    return f"{where or 'input'}: {first['msg']} (given: {shown})"
+    if problem == "missing":
+        return f"{where!r} is required"
+    if problem == "union_tag_not_found":
+        return f"{where!r} needs a kind; allowed: {', '.join(_kind(each) for each in models)}"
+    if problem == "union_tag_invalid":
+        return str(unknown(f"{where}.kind", str(context["tag"]), (_kind(each) for each in models)))
+    if problem == "literal_error":
+        return str(unknown(where, str(given), re.findall(r"'(.*?)'", context["expected"])))
+    shown = str(given) if isinstance(given, (int, float, bool)) else repr(given)
+    if isinstance(given, (dict, list)):
+        shown = "a mapping" if isinstance(given, dict) else "a list"
+    message = error["msg"].replace("Input should", "must").replace("List should", "must")
+    message = message.replace("valid dictionary or object to extract fields from", "mapping of keys")
+    message = re.sub(r"valid dictionary or instance of \w+", "mapping of keys", message)
+    return f"{where or 'it'}: {message.split(', ')[0].replace(' after validation', '')}, got {shown}"
 
 
-def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """The field names allowed at ``location``; walks into lists and discriminated unions."""
-    here: Any = model
+def _walk(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[type[BaseModel]], str]:
+    """The models that may stand at ``location`` (at its parent, for a field that is none), and its path.
+
+    Pydantic puts the chosen kind of a union into the location; it is no key and is left out.
+    """
+    models, path = [model], []
     for part in location:
-        if isinstance(part, int):
+        chosen = [each for each in models if len(models) > 1 and _kind(each) == part]
+        if chosen:
+            models = chosen
             continue
-        options = _models_in(here.model_fields[part].annotation) if part in here.model_fields else []
-        if not options and hasattr(here, "model_fields"):
-            continue
-        here = options[0] if len(options) == 1 else _Union(options)
-        if isinstance(here, _Union):
-            continue
-    if isinstance(here, _Union):
-        tag = location[-1]
-        match = [m for m in here.models if m.model_fields["kind"].default == tag]
-        here = match[0] if match else here.models[0]
-    return sorted(here.model_fields)
+        path.append(str(part))
+        field = models[0].model_fields.get(part) if isinstance(part, str) else None
+        models = (_models_in(field.annotation) if field else []) or models
+    return models, ".".join(path)
 
 
-class _Union:
-    model_fields: dict[str, Any] = {}
+def _elsewhere(model: type[BaseModel], key: str) -> str:
+    """Where ``key`` does belong, if it is a key at all."""
+    sections: list[tuple[str, type[BaseModel]]] = [("", model)]
+    for prefix, section in sections:
+        if prefix and key in section.model_fields:
+            return f" Did you mean {prefix + key!r}?"
+        for name, field in section.model_fields.items():
+            sections += [(f"{prefix}{name}.", inner) for inner in _models_in(field.annotation)]
+    return ""
 
-    def __init__(self, models: list[type[BaseModel]]):
-        self.models = models
+
+def _kind(model: type[BaseModel]) -> str:
+    return str(model.model_fields["kind"].default) if "kind" in model.model_fields else ""
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    found: list[type[BaseModel]] = []
-    for part in getattr(annotation, "__args__", ()):
-        found.extend(_models_in(part))
-    return found
+    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]

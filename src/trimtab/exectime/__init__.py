@@ -1,0 +1,6 @@
+"""Batch aggregates to seconds: builds the engine's tables from a roofline, a forest or tables."""
+
+from trimtab.exectime.build import build_tables, tokens_per_second
+from trimtab.exectime.tables import ExecTables
+
+__all__ = ["ExecTables", "build_tables", "tokens_per_second"]

@@ -77,6 +77,7 @@ class ExecTables:
         return scale * _line(row, at)
 
     def _prefill(self, prefills: list[tuple[int, int]]) -> float:
+        kv: float
         if self.vidur:
             kv = sum(-(-past // self.kv_step) for past, _ in prefills)
             chunk = float(round(sum(c * c for _, c in prefills) ** 0.5))

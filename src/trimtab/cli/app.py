@@ -1,0 +1,27 @@
+"""All commands of ``trimtab``. Each imports what it needs when it is called, so that --help is quick."""
+
+from __future__ import annotations
+
+import typer
+
+from trimtab.cli import catalogue, compare, scenario, simulate, workload
+
+app = typer.Typer(
+    name="trimtab",
+    help="Simulate LLM clusters on real traffic, and compare how requests are routed.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("simulate")(simulate.simulate)
+app.command("compare")(compare.compare)
+app.command("report")(simulate.report)
+app.add_typer(scenario.app, name="scenario")
+app.add_typer(workload.app, name="workload")
+app.command("routers")(catalogue.routers)
+app.command("schedulers")(catalogue.schedulers)
+app.command("models")(catalogue.models)
+app.command("devices")(catalogue.devices)
+app.command("schema")(catalogue.schema)
+app.command("version")(catalogue.version)

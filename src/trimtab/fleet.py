@@ -1,0 +1,113 @@
+"""From a scenario's replica groups to what the engine runs and what the reports quote."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.cluster import Fleet
+from trimtab.errors import TrimtabError
+from trimtab.exectime import build_tables, tokens_per_second
+from trimtab.hardware import (
+    Device,
+    Model,
+    attention_flops_per_pair,
+    get_device,
+    get_model,
+    node_for,
+    params_per_device,
+    plan_kv,
+    validate_parallelism,
+)
+from trimtab.result import Group
+from trimtab.scenario import ReplicaGroup
+from trimtab.schedulers import SchedulerInfo, get_scheduler
+
+LARGEST_CHUNK = 16_384  # prompt tokens that an execution-time table spans; beyond, in proportion
+
+
+def build_fleets(groups: list[ReplicaGroup], requests: NDArray[np.void]) -> tuple[list[Fleet], list[Group]]:
+    """One Fleet (for the engine) and one Group (for reports) per replica group.
+
+    ``requests`` (N,) REQUEST sizes what depends on the traffic: the longest sequence bounds the
+    tables, the reservations of request-level schedulers and the unset token budgets.
+
+    Raises
+    ------
+    TrimtabError
+        for unknown names, impossible parallelism, or a model that does not fit.
+    """
+    longest = int((requests["prefill_tokens"] + requests["decode_tokens"]).max())
+    pairs = [_build(group, index, longest) for index, group in enumerate(groups)]
+    rates = [tokens_per_second(fleet.tables, fleet.stages) for fleet, _ in pairs]
+    fleets = [
+        replace(fleet, speed=rate / max(rates)) for (fleet, _), rate in zip(pairs, rates, strict=True)
+    ]
+    return fleets, [facts for _, facts in pairs]
+
+
+def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]:
+    model, device = get_model(group.model), get_device(group.device)
+    node = node_for(device, group.node)
+    validate_parallelism(model, group.tp, group.pp, node)
+    info, config = get_scheduler(group.scheduler.name), group.scheduler
+    name = group.name or f"{model.name} on {device.name}"
+    if group.pp > 1 and not info.pipeline:
+        raise TrimtabError(f"group {name!r}: scheduler {info.name} does not support pp {group.pp}; allowed: 1")
+    block_size = config.block_size or info.block_size
+    num_blocks = config.num_blocks or _planned_blocks(group, model, device, block_size)
+    reserve = -(-(config.kv_reservation_tokens or longest) // block_size) if info.reserves else 0
+    max_seqs = config.max_num_seqs or info.max_num_seqs
+    if reserve:
+        max_seqs = max(1, min(max_seqs, num_blocks // reserve))
+    token_budget = _token_budget(info, config.token_budget, max_seqs, longest)
+    max_chunk = min(max(token_budget, longest), LARGEST_CHUNK) if info.reserves else min(token_budget, LARGEST_CHUNK)
+    watermark = info.watermark if config.watermark is None else config.watermark
+    fleet = Fleet(
+        name=name,
+        scheduler=info.kind,
+        tables=build_tables(group, model, device, node, max_seqs, max_chunk, longest),
+        count=group.count,
+        num_blocks=num_blocks,
+        max_seqs=max_seqs,
+        token_budget=token_budget,
+        block_size=block_size,
+        watermark_blocks=int(watermark * num_blocks),
+        stages=group.pp,
+        reserve_blocks=reserve,
+        max_waiting_iters=config.max_waiting_iters,
+        priority=config.policy == "priority",
+    )
+    return fleet, _facts(group, fleet, model, device, info)
+
+
+def _planned_blocks(group: ReplicaGroup, model: Model, device: Device, block_size: int) -> int:
+    return plan_kv(model, device, group.tp, group.pp, block_size, group.memory_margin).num_blocks
+
+
+def _token_budget(info: SchedulerInfo, given: int | None, max_seqs: int, longest: int) -> int:
+    """Tokens of one batch; schedulers that never split a prompt need room for the longest request."""
+    if given is not None:
+        return given
+    if info.token_budget is None:
+        return max(4096, longest)
+    return max(info.token_budget, max_seqs) if info.name == "vllm_v1" else info.token_budget
+
+
+def _facts(group: ReplicaGroup, fleet: Fleet, model: Model, device: Device, info: SchedulerInfo) -> Group:
+    return Group(
+        name=fleet.name,
+        model=model.name,
+        device=device.name,
+        tp=group.tp,
+        pp=group.pp,
+        scheduler=info.name,
+        params_per_device=params_per_device(model, group.tp, group.pp),
+        attention_flops_per_pair=attention_flops_per_pair(model, group.tp, group.pp),
+        peak_flops=device.peak_flops,
+        kv_block_size=fleet.block_size,
+        kv_blocks=fleet.num_blocks,
+        cost_per_hour=device.price * group.tp * group.pp,
+    )

@@ -1,0 +1,275 @@
+"""What every figure of a summary means: one line and one unit each, the source of docs and tooltips."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+QUANTILES = {"median": 0.5, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+STATISTICS = ("mean", "std", *QUANTILES)
+
+
+class Definition(NamedTuple):
+    """``vidur`` is the name of the same quantity in Vidur's docs/metrics, where it has one."""
+
+    unit: str
+    title: str
+    meaning: str
+    vidur: str = ""
+
+
+# One value per request, token or iteration; emitted as <statistic>_<name>.
+FAMILIES: dict[str, Definition] = {
+    "ttft_ms": Definition(
+        "ms",
+        "time to first token",
+        "arrival to the end of the iteration that produces the first output token, queueing included",
+        "prefill_time_e2e",
+    ),
+    "tpot_ms": Definition(
+        "ms",
+        "time per output token",
+        "(finished - first token) / (output tokens - 1): the first token is not counted; a request"
+        " with one output token has none",
+    ),
+    "itl_ms": Definition(
+        "ms",
+        "inter-token latency",
+        "gap between one output token and the next of the same request, over all tokens but first ones;"
+        " from a histogram with bins 0.2 % wide",
+        "decode_token_execution_plus_preemption_times",
+    ),
+    "e2el_ms": Definition(
+        "ms", "end-to-end latency", "arrival to the last output token", "request_e2e_time"
+    ),
+    "normalized_latency_ms": Definition(
+        "ms/token",
+        "normalised latency",
+        "end-to-end latency / output tokens",
+        "request_e2e_time_normalized",
+    ),
+    "scheduling_delay_ms": Definition(
+        "ms",
+        "scheduling delay",
+        "arrival to the start of the first iteration that works on the request",
+        "request_scheduling_delay",
+    ),
+    "execution_ms": Definition(
+        "ms",
+        "execution time",
+        "time inside running iterations, work that a preemption threw away included",
+        "request_execution_time",
+    ),
+    "execution_normalized_ms": Definition(
+        "ms/token",
+        "normalised execution time",
+        "execution time / output tokens",
+        "request_execution_time_normalized",
+    ),
+    "preempted_ms": Definition(
+        "ms",
+        "preempted time",
+        "finished - scheduled - execution: begun, but in no running iteration (preempted, or passed over)",
+        "request_preempted_time",
+    ),
+    "execution_plus_preemption_ms": Definition(
+        "ms",
+        "execution plus preemption",
+        "first scheduled to the last output token",
+        "request_execution_plus_preemption_time",
+    ),
+    "execution_plus_preemption_normalized_ms": Definition(
+        "ms/token",
+        "normalised execution plus preemption",
+        "execution plus preemption / output tokens",
+        "request_execution_plus_preemption_time_normalized",
+    ),
+    "prefill_ms": Definition(
+        "ms",
+        "prefill time",
+        "first scheduled to the first output token: time to first token less the scheduling delay",
+        "prefill_time_execution_plus_preemption",
+    ),
+    "prefill_normalized_ms": Definition(
+        "ms/token",
+        "normalised prefill time",
+        "prefill time / prompt tokens",
+        "prefill_time_execution_plus_preemption_normalized",
+    ),
+    "decode_normalized_ms": Definition(
+        "ms/token",
+        "decode time per output token, Vidur's",
+        "(finished - first token) / output tokens: what Vidur calls TPOT; the first token is counted",
+        "decode_time_execution_plus_preemption_normalized",
+    ),
+    "inter_arrival_ms": Definition(
+        "ms",
+        "inter-arrival delay",
+        "gap between an arrival and the one before it",
+        "request_inter_arrival_delay",
+    ),
+    "prompt_tokens": Definition(
+        "tokens", "prompt tokens", "tokens of the prompt, per request that arrived", "request_prefill_tokens"
+    ),
+    "output_tokens": Definition(
+        "tokens",
+        "output tokens",
+        "output tokens asked for, per request that arrived",
+        "request_decode_tokens",
+    ),
+    "request_tokens": Definition(
+        "tokens", "request tokens", "prompt plus output tokens, per request that arrived", "request_num_tokens"
+    ),
+    "prompt_output_ratio": Definition(
+        "",
+        "prompt to output ratio",
+        "prompt tokens / output tokens, per request that arrived",
+        "request_pd_ratio",
+    ),
+    "restarts": Definition(
+        "", "restarts", "preemptions by recompute, per completed request", "request_num_restarts"
+    ),
+    "batch_size": Definition(
+        "sequences",
+        "batch size",
+        "sequences in an iteration, each iteration counting once",
+        "batch_sizes",
+    ),
+    "batch_tokens": Definition(
+        "tokens",
+        "batch tokens",
+        "tokens computed in an iteration: prefill chunks plus one per decode",
+        "batch_num_tokens",
+    ),
+    "iteration_ms": Definition(
+        "ms",
+        "iteration time",
+        "start of an iteration on the first pipeline stage to its end on the last",
+        "batch_execution_time",
+    ),
+}
+
+# One value per run.
+SCALARS: dict[str, Definition] = {
+    "completed": Definition("requests", "completed", "requests that got their last output token"),
+    "failed": Definition(
+        "requests", "failed", "requests rejected or not finished when the run ended: submitted - completed"
+    ),
+    "rejected": Definition("requests", "rejected", "requests that no replica could ever hold"),
+    "duration": Definition("s", "duration", "first arrival to the end of the run (the last completion)"),
+    "total_input_tokens": Definition("tokens", "input tokens", "prompt tokens of completed requests"),
+    "total_output_tokens": Definition("tokens", "output tokens", "output tokens of completed requests"),
+    "request_throughput": Definition("requests/s", "request throughput", "completed / duration"),
+    "request_goodput": Definition(
+        "requests/s",
+        "goodput",
+        "completed requests that meet every bound of the SLO / duration; none without an SLO",
+    ),
+    "slo_attainment": Definition(
+        "share", "SLO attainment", "requests that meet every bound of the SLO / requests submitted"
+    ),
+    "output_throughput": Definition(
+        "tokens/s", "output throughput", "output tokens of completed requests / duration"
+    ),
+    "total_token_throughput": Definition(
+        "tokens/s", "token throughput", "prompt and output tokens of completed requests / duration"
+    ),
+    "preemptions": Definition("", "preemptions", "preemptions by recompute, all requests"),
+    "preemptions_per_request": Definition("", "preemptions per request", "preemptions / requests submitted"),
+    "iterations": Definition("", "iterations", "batches run, all replicas"),
+    "iterations_recorded": Definition(
+        "",
+        "iterations recorded",
+        "iterations kept in the table, on which the batch distributions rest",
+    ),
+    "mean_queue_length": Definition(
+        "requests", "queue length", "requests waiting at a replica: mean over time and replicas"
+    ),
+    "mean_running": Definition(
+        "requests", "running requests", "requests holding KV at a replica: mean over time and replicas"
+    ),
+    "busy_share": Definition(
+        "share", "busy share", "share of time that a pipeline stage computes", "busy_time_percent"
+    ),
+    "mfu": Definition(
+        "share",
+        "model FLOPs utilisation",
+        "FLOPs of the model (2 x tokens x parameters + attention) / busy time / peak, over all replicas",
+        "mfu",
+    ),
+    "kv_utilization": Definition(
+        "share", "KV utilisation", "KV blocks in use / blocks: mean over time and blocks", "memory_usage"
+    ),
+    "kv_peak": Definition(
+        "share", "KV peak", "highest share of KV blocks in use at any moment at any replica"
+    ),
+    "cost": Definition("USD", "cost", "price of all replicas over the duration"),
+    "cost_per_million_output_tokens": Definition(
+        "USD", "cost per million output tokens", "cost / output tokens of completed requests x 1,000,000"
+    ),
+}
+
+# How evenly a quantity is spread over the replicas; emitted as load_<quantity>_<measure>.
+LOADS: dict[str, str] = {
+    "requests": "requests routed to each replica",
+    "tokens": "tokens computed by each replica",
+    "busy": "busy time of each replica",
+    "outstanding": "requests waiting or running at each replica, averaged over the time that requests arrive",
+}
+MEASURES: dict[str, Definition] = {
+    "cv": Definition("", "CV", "coefficient of variation (standard deviation / mean); 0 is even"),
+    "jain": Definition("", "Jain index", "(sum x)^2 / (n sum x^2); 1 is even, 1/n is all on one"),
+    "max_over_mean": Definition("", "max / mean", "the busiest replica against the average; 1 is even"),
+}
+
+# One row per replica, in replicas.csv.
+REPLICA_COLUMNS: dict[str, Definition] = {
+    "replica": Definition("", "replica", "index, as in the request table"),
+    "group": Definition("", "group", "name of the replica's group"),
+    "device": Definition("", "device", "device of the group"),
+    "speed": Definition("", "speed", "relative to the fastest of the fleet"),
+    "requests": Definition("requests", "requests", "requests routed to it"),
+    "request_share": Definition("share", "request share", "of all routed requests"),
+    "token_share": Definition("share", "token share", "of all tokens computed"),
+    "finished": Definition("requests", "finished", "requests that it completed"),
+    "preemptions": Definition("", "preemptions", "preemptions by recompute"),
+    "iterations": Definition("", "iterations", "batches run"),
+    "prefill_tokens": Definition("tokens", "prefill tokens", "prompt tokens computed, recomputed ones included"),
+    "decode_tokens": Definition("tokens", "decode tokens", "tokens generated by decode steps"),
+    "busy_share": Definition("share", "busy share", "share of time that a stage computes", "busy_time_percent"),
+    "mfu": Definition("share", "MFU", "model FLOPs / busy time / peak", "mfu"),
+    "kv_utilization": Definition("share", "KV mean", "KV blocks in use, mean over time", "memory_usage"),
+    "kv_peak": Definition("share", "KV peak", "highest share of KV blocks in use"),
+    "mean_queue_length": Definition("requests", "queue", "requests waiting, mean over time"),
+    "mean_running": Definition("requests", "running", "requests holding KV, mean over time"),
+}
+
+WORDS = {"mean": "mean", "std": "standard deviation", "median": "median"}
+
+
+def all_keys() -> list[str]:
+    """Every key that ``summarize`` emits, in its order."""
+    keys = list(SCALARS)
+    keys += [f"load_{quantity}_{measure}" for quantity in LOADS for measure in MEASURES]
+    return keys + [f"{statistic}_{name}" for name in FAMILIES for statistic in STATISTICS]
+
+
+def define(key: str) -> Definition:
+    """The definition of a summary key, statistic included.
+
+    Raises KeyError for a key that ``summarize`` never emits.
+
+    >>> define("p99_ttft_ms").title
+    'p99 time to first token'
+    """
+    if key in SCALARS:
+        return SCALARS[key]
+    if key.startswith("load_"):
+        quantity, _, measure = key.removeprefix("load_").partition("_")
+        base = MEASURES[measure]
+        return Definition(base.unit, f"{base.title} of {quantity}", f"{base.meaning}; of {LOADS[quantity]}")
+    statistic, _, name = key.partition("_")
+    if statistic not in STATISTICS:
+        raise KeyError(key)
+    base = FAMILIES[name]
+    word = WORDS.get(statistic, statistic)
+    return Definition(base.unit, f"{word} {base.title}", base.meaning, base.vidur)

@@ -1,0 +1,272 @@
+"""A run in figures: ``summarize`` for the run, ``request_columns`` per request, ``replica_rows`` per replica.
+
+Definitions are in ``trimtab.report.definitions``. Key names are those of ``vllm bench serve`` where it
+has one. There is no warm-up: every request counts, as there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.engine.dtypes import ITL_BINS, ITL_GAMMA, ITL_LOWEST, Status
+from trimtab.report.definitions import FAMILIES, MEASURES, QUANTILES, REPLICA_COLUMNS, STATISTICS
+from trimtab.report.load import evenness, while_arriving
+from trimtab.result import Result
+
+Floats = NDArray[np.float64]
+UNKNOWN = float("nan")
+
+
+def summarize(result: Result) -> dict[str, float]:
+    """Every figure of the run, by key; NaN where the run has no such figure.
+
+    Times are milliseconds where the key ends in ``_ms``, else seconds.
+    """
+    rows = replica_rows(result)
+    summary = _scalars(result, rows)
+    summary |= _loads(result)
+    distributions = request_columns(result) | _iteration_columns(result)
+    for name in FAMILIES:
+        if name == "itl_ms":
+            figures = _histogram_statistics(result.itl_counts)
+        else:
+            figures = statistics(distributions[name])
+        summary |= {f"{statistic}_{name}": figures[statistic] for statistic in STATISTICS}
+    return summary
+
+
+def span(result: Result) -> tuple[float, float]:
+    """(start, end) of the run, s: the first arrival, and the last thing that happened."""
+    arrival = result.requests["arrival"]
+    arrival = arrival[np.isfinite(arrival)]
+    start = float(arrival.min()) if len(arrival) else 0.0
+    end = max(float(result.replicas["last_change"].max(initial=0.0)), start)
+    finished = result.requests["finished"][_done(result)]
+    return start, max(end, float(finished.max(initial=0.0)))
+
+
+def _done(result: Result) -> NDArray[np.bool_]:
+    return np.asarray(result.requests["status"] == Status.FINISHED)
+
+
+def request_columns(result: Result) -> dict[str, Floats]:
+    """The distributions over requests, by family name; completed requests unless it says otherwise.
+
+    Each is (completed,), but ``tpot_ms`` (completed with two output tokens or more,) and the five
+    about what was asked (arrived,), ``inter_arrival_ms`` one less.
+    """
+    table = result.requests
+    arrived = np.isfinite(table["arrival"])
+    arrival = np.sort(table["arrival"][arrived])
+    asked_prompt = table["prefill_tokens"][arrived].astype(np.float64)
+    asked_output = table["decode_tokens"][arrived].astype(np.float64)
+
+    done = np.flatnonzero(_done(result))
+    at = {name: table[name][done] for name in ("arrival", "scheduled", "first_token", "finished")}
+    prompt = table["prefill_tokens"][done].astype(np.float64)
+    output = table["decode_tokens"][done].astype(np.float64)
+    begun = 1e3 * (at["finished"] - at["scheduled"])
+    execution = 1e3 * table["execution"][done]
+    decode = 1e3 * (at["finished"] - at["first_token"])
+    prefill = 1e3 * (at["first_token"] - at["scheduled"])
+    total = 1e3 * (at["finished"] - at["arrival"])
+    several = output > 1
+    return {
+        "ttft_ms": 1e3 * (at["first_token"] - at["arrival"]),
+        "tpot_ms": decode[several] / (output[several] - 1),
+        "e2el_ms": total,
+        "normalized_latency_ms": total / output,
+        "scheduling_delay_ms": 1e3 * (at["scheduled"] - at["arrival"]),
+        "execution_ms": execution,
+        "execution_normalized_ms": execution / output,
+        "preempted_ms": np.maximum(begun - execution, 0.0),  # rounding may leave -1e-12
+        "execution_plus_preemption_ms": begun,
+        "execution_plus_preemption_normalized_ms": begun / output,
+        "prefill_ms": prefill,
+        "prefill_normalized_ms": prefill / np.maximum(prompt, 1.0),
+        "decode_normalized_ms": decode / output,
+        "inter_arrival_ms": 1e3 * np.diff(arrival),
+        "prompt_tokens": asked_prompt,
+        "output_tokens": asked_output,
+        "request_tokens": asked_prompt + asked_output,
+        "prompt_output_ratio": asked_prompt / asked_output,
+        "restarts": table["preemptions"][done].astype(np.float64),
+    }
+
+
+def _iteration_columns(result: Result) -> dict[str, Floats]:
+    table = result.iterations
+    return {
+        "batch_size": (table["prefills"] + table["decodes"]).astype(np.float64),
+        "batch_tokens": (table["prefill_tokens"] + table["decodes"]).astype(np.float64),
+        "iteration_ms": 1e3 * (table["end"] - table["start"]),
+    }
+
+
+def statistics(values: Floats) -> dict[str, float]:
+    """Mean, standard deviation and quantiles (linear between order statistics, as NumPy's default)."""
+    if not len(values):
+        return dict.fromkeys(STATISTICS, UNKNOWN)
+    ordered = np.sort(values)
+    where = np.array(list(QUANTILES.values())) * (len(ordered) - 1)
+    low = where.astype(np.int64)
+    high = np.minimum(low + 1, len(ordered) - 1)
+    quantiles = ordered[low] + (where - low) * (ordered[high] - ordered[low])
+    return {"mean": float(values.mean()), "std": float(values.std())} | {
+        name: float(value) for name, value in zip(QUANTILES, quantiles, strict=True)
+    }
+
+
+def itl_centres_ms() -> Floats:
+    """(ITL_BINS,) the geometric middle of each bin of the inter-token histogram, ms."""
+    return np.asarray(1e3 * ITL_LOWEST * ITL_GAMMA ** (np.arange(ITL_BINS) + 0.5))
+
+
+def _histogram_statistics(counts: NDArray[np.int64]) -> dict[str, float]:
+    total = int(counts.sum())
+    if total == 0:
+        return dict.fromkeys(STATISTICS, UNKNOWN)
+    centres = itl_centres_ms()
+    mean = float(counts @ centres) / total
+    spread = float(counts @ (centres - mean) ** 2) / total
+    below = np.cumsum(counts)
+    ranks = [1 + int(share * (total - 1)) for share in QUANTILES.values()]
+    found = centres[np.searchsorted(below, ranks)]
+    return {"mean": mean, "std": spread**0.5} | {
+        name: float(value) for name, value in zip(QUANTILES, found, strict=True)
+    }
+
+
+def meets_slo(result: Result) -> NDArray[np.bool_]:
+    """(N,) which requests finished inside every bound of the scenario's SLO (all, without bounds).
+
+    The ``itl_ms`` bound is held against the request's mean gap between tokens: gaps are kept as one
+    histogram of the run, not per request. Requests of one output token have no gap to miss.
+    """
+    slo, table = result.scenario.slo, result.requests
+    good = _done(result).copy()
+    with np.errstate(invalid="ignore"):  # unfinished requests may hold inf or NaN
+        if slo.ttft_ms is not None:
+            good &= 1e3 * (table["first_token"] - table["arrival"]) <= slo.ttft_ms
+        if slo.e2e_ms is not None:
+            good &= 1e3 * (table["finished"] - table["arrival"]) <= slo.e2e_ms
+        bounds = [bound for bound in (slo.tpot_ms, slo.itl_ms) if bound is not None]
+        if bounds:
+            gaps = np.maximum(table["decode_tokens"] - 1, 1)
+            good &= 1e3 * (table["finished"] - table["first_token"]) / gaps <= min(bounds)
+    return good
+
+
+def has_slo(result: Result) -> bool:
+    """Whether the scenario sets any bound."""
+    return any(bound is not None for bound in result.scenario.slo.model_dump().values())
+
+
+def _scalars(result: Result, rows: dict[str, Any]) -> dict[str, float]:
+    table, replicas = result.requests, result.replicas
+    done = _done(result)
+    start, end = span(result)
+    duration = end - start
+    completed = int(done.sum())
+    tokens_in = int(table["prefill_tokens"][done].sum(dtype=np.int64))
+    tokens_out = int(table["decode_tokens"][done].sum(dtype=np.int64))
+    good = int(meets_slo(result).sum()) if has_slo(result) else UNKNOWN
+    preemptions = int(replicas["preemptions"].sum())
+    price = sum(result.groups[group].cost_per_hour for group in replicas["group"])
+    cost = price * duration / 3600
+    flops, seconds = _work(result)
+    kv_total = replicas["kv_total"].astype(np.float64)
+    return {
+        "completed": completed,
+        "failed": len(table) - completed,
+        "rejected": int((table["status"] == Status.REJECTED).sum()),
+        "duration": duration,
+        "total_input_tokens": tokens_in,
+        "total_output_tokens": tokens_out,
+        "request_throughput": _ratio(completed, duration),
+        "request_goodput": _ratio(good, duration),
+        "slo_attainment": _ratio(good, len(table)),
+        "output_throughput": _ratio(tokens_out, duration),
+        "total_token_throughput": _ratio(tokens_in + tokens_out, duration),
+        "preemptions": preemptions,
+        "preemptions_per_request": _ratio(preemptions, len(table)),
+        "iterations": int(replicas["iterations"].sum()),
+        "iterations_recorded": len(result.iterations),
+        "mean_queue_length": float(rows["mean_queue_length"].mean()),
+        "mean_running": float(rows["mean_running"].mean()),
+        "busy_share": float(rows["busy_share"].mean()),
+        "mfu": _ratio(flops.sum(), seconds.sum()),
+        "kv_utilization": _ratio((rows["kv_utilization"] * kv_total).sum(), kv_total.sum()),
+        "kv_peak": float(rows["kv_peak"].max()),
+        "cost": cost,
+        "cost_per_million_output_tokens": _ratio(1e6 * cost, tokens_out),
+    }
+
+
+def _ratio(top: float, bottom: float) -> float:
+    return float(top / bottom) if bottom > 0 else UNKNOWN
+
+
+def _loads(result: Result) -> dict[str, float]:
+    replicas, samples = result.replicas, result.samples
+    arrival = result.requests["arrival"]
+    kept = while_arriving(result.sample_times, arrival[np.isfinite(arrival)])
+    loads: dict[str, Any] = {
+        "requests": replicas["routed"],
+        "tokens": replicas["prefill_done"] + replicas["decode_done"],
+        "busy": replicas["busy"] / [result.groups[group].pp for group in replicas["group"]],
+        "outstanding": (samples["waiting"] + samples["running"])[kept],
+    }
+    found = {quantity: evenness(load) for quantity, load in loads.items()}
+    return {f"load_{quantity}_{name}": found[quantity][name] for quantity in loads for name in MEASURES}
+
+
+def _work(result: Result) -> tuple[Floats, Floats]:
+    """Per replica: FLOPs per device, in units of the device's peak per second; busy seconds.
+
+    ``busy`` sums over pipeline stages, each of which computes every token on its share of the model.
+    """
+    replicas = result.replicas
+    groups = [result.groups[index] for index in replicas["group"]]
+    tokens = (replicas["prefill_done"] + replicas["decode_done"]).astype(np.float64)
+    linear = 2.0 * tokens * [group.params_per_device for group in groups]
+    attention = replicas["attention_pairs"] * [group.attention_flops_per_pair for group in groups]
+    stages = np.array([group.pp for group in groups], dtype=np.float64)
+    return stages * (linear + attention) / [group.peak_flops for group in groups], replicas["busy"]
+
+
+def replica_rows(result: Result) -> dict[str, Any]:
+    """One array of length R per column of ``definitions.REPLICA_COLUMNS``."""
+    replicas = result.replicas
+    groups = [result.groups[index] for index in replicas["group"]]
+    start, end = span(result)
+    duration = max(end - start, 1e-12)
+    stages = np.array([group.pp for group in groups], dtype=np.float64)
+    tokens = (replicas["prefill_done"] + replicas["decode_done"]).astype(np.float64)
+    flops, seconds = _work(result)
+    kv_total = np.maximum(replicas["kv_total"], 1).astype(np.float64)
+    rows: dict[str, Any] = {
+        "replica": np.arange(len(replicas)),
+        "group": np.array([group.name for group in groups]),
+        "device": np.array([group.device for group in groups]),
+        "speed": replicas["speed"],
+        "requests": replicas["routed"],
+        "request_share": replicas["routed"] / max(int(replicas["routed"].sum()), 1),
+        "token_share": tokens / max(tokens.sum(), 1.0),
+        "finished": replicas["finished"],
+        "preemptions": replicas["preemptions"],
+        "iterations": replicas["iterations"],
+        "prefill_tokens": replicas["prefill_done"],
+        "decode_tokens": replicas["decode_done"],
+        "busy_share": replicas["busy"] / (stages * duration),
+        "mfu": flops / np.where(seconds > 0, seconds, np.inf),
+        "kv_utilization": replicas["kv_area"] / (kv_total * duration),
+        "kv_peak": replicas["kv_peak"] / kv_total,
+        "mean_queue_length": replicas["waiting_area"] / duration,
+        "mean_running": replicas["running_area"] / duration,
+    }
+    assert list(rows) == list(REPLICA_COLUMNS)
+    return rows

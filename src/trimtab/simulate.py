@@ -1,0 +1,155 @@
+"""The main path: a scenario becomes requests and replicas, runs, and leaves a Result."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.cluster import Fleet, prepare, run
+from trimtab.cluster.run import Ask, Progress
+from trimtab.engine.state import State
+from trimtab.errors import TrimtabError
+from trimtab.fleet import build_fleets
+from trimtab.result import Group, Result
+from trimtab.routers import Router, get_router
+from trimtab.routers.view import RouterView
+from trimtab.scenario import RouterConfig, Scenario, load_scenario
+from trimtab.workload import build_requests
+
+PythonRouter = Callable[[RouterView], int]
+
+
+def simulate(
+    scenario: str | Path | dict[str, Any] | Scenario,
+    *,
+    overrides: dict[str, Any] | None = None,
+    router: str | PythonRouter | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+    max_iterations: int | None = None,
+) -> Result:
+    """Run a scenario: a bundled name, a YAML file, a dict or a Scenario.
+
+    Parameters
+    ----------
+    overrides:
+        dotted paths to values, as ``{"workload.arrivals.qps": 20}``.
+    router:
+        a name, or a function ``(view: RouterView) -> int`` called for every request.
+    seed:
+        replaces the scenario's; same scenario and seed, same result, bit for bit.
+    progress:
+        called as ``progress(finished, total)`` now and then.
+    max_iterations:
+        iterations recorded in ``result.iterations`` (default: up to two million; all are counted).
+
+    Raises
+    ------
+    TrimtabError
+        one line, for anything wrong with the scenario or its traffic.
+    """
+    chosen = load_scenario(scenario, overrides)
+    if seed is not None:
+        chosen = chosen.model_copy(update={"seed": seed})
+    if isinstance(router, str):
+        chosen = chosen.model_copy(
+            update={"router": chosen.router.model_copy(update={"name": get_router(router).name})}
+        )
+    base = Path(scenario).parent if isinstance(scenario, (str, Path)) and Path(scenario).suffix else None
+    requests = build_requests(chosen.workload, chosen.seed, base)
+    fleets, groups = build_fleets(chosen.replicas, requests)
+    state = start(chosen, requests, fleets, outside=callable(router), max_iterations=max_iterations)
+    ask = _ask_python(state, router) if callable(router) else None
+    until = chosen.time_limit_s or np.inf
+    cpu_seconds = run(state, ask, until, progress)
+    return collect(chosen, groups, state, cpu_seconds, router)
+
+
+def start(
+    scenario: Scenario,
+    requests: NDArray[Any],
+    fleets: list[Fleet],
+    outside: bool = False,
+    max_iterations: int | None = None,
+) -> State:
+    """The engine's state at time zero, with the scenario's router in place."""
+    config = scenario.router
+    kind = Router.OUTSIDE if outside else get_router(config.name).kind
+    if kind == Router.REPLAY:
+        requests = _with_assignment(requests, config, sum(fleet.count for fleet in fleets))
+    return prepare(requests, fleets, kind, config.choices, config.speed_aware, max_iterations)
+
+
+def collect(
+    scenario: Scenario,
+    groups: list[Group],
+    state: State,
+    cpu_seconds: float,
+    router: str | PythonRouter | None = None,
+) -> Result:
+    """Everything worth keeping of a state that has run."""
+    recorded = min(int(state.control["iterations"][0]), len(state.iterations))
+    samples = int(state.control["samples"][0])
+    provenance = _provenance(scenario)
+    provenance["iterations"] = int(state.control["iterations"][0])
+    if callable(router):
+        provenance["router"] = getattr(router, "__name__", "python")
+    return Result(
+        scenario=scenario,
+        provenance=provenance,
+        groups=tuple(groups),
+        requests=state.requests,
+        replicas=state.replicas,
+        iterations=state.iterations[:recorded],
+        sample_times=state.sample_times[:samples],
+        samples=state.samples[:samples],
+        itl_counts=state.itl,
+        cpu_seconds=cpu_seconds,
+    )
+
+
+def _provenance(scenario: Scenario) -> dict[str, Any]:
+    import numba
+
+    import trimtab
+
+    return {
+        "trimtab": trimtab.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+        "digest": scenario.digest(),
+    }
+
+
+def _ask_python(state: State, router: PythonRouter) -> Ask:
+    view = RouterView(state)
+
+    def ask(_: State, request: int) -> int:
+        view.request = request
+        return router(view)
+
+    return ask
+
+
+def _with_assignment(requests: NDArray[Any], config: RouterConfig, num_replicas: int) -> NDArray[Any]:
+    given = config.assignment
+    if given is None or len(given) != len(requests):
+        count = "none" if given is None else str(len(given))
+        raise TrimtabError(
+            f"router replay needs router.assignment with one replica per request: "
+            f"{len(requests)} requests, {count} given"
+        )
+    if min(given) < 0 or max(given) >= num_replicas:
+        raise TrimtabError(
+            f"router.assignment must hold replicas 0 to {num_replicas - 1}, "
+            f"got values from {min(given)} to {max(given)}"
+        )
+    requests = requests.copy()
+    requests["replica"] = given
+    return requests

@@ -1,0 +1,118 @@
+"""Imports go down only. The plan, from the ground up; each entry is a module or package of trimtab."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "trimtab"
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("scenario",),
+    ("hardware", "workload", "exectime"),
+    ("engine",),
+    ("routers", "schedulers"),
+    ("cluster",),
+    ("vidur_flags",),
+    ("vidur", "result"),
+    ("simulate",),
+    ("report.definitions", "report.load", "report.atomic", "report.bootstrap"),
+    ("report.metrics",),
+    ("report.digest", "report.series"),
+    ("compare",),
+    ("report", "plan", "learn", "moe", "fusion", "rlhf"),
+    ("cli",),
+)
+# The tables of the engine are data: floors below may fill them, floors above may read them.
+ANYWHERE = ("engine.dtypes", "balance", "data")
+TORCH = ("learn", "moe", "fusion", "exectime.profile")
+RAY = ("plan.executors",)
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name below trimtab -> file; the package's own face is not on a floor."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:
+            found[name] = path
+    return found
+
+
+def floor_of(name: str) -> int:
+    """The floor of the longest entry that ``name`` is or lies in."""
+    best, floor = "", -1
+    for index, entries in enumerate(FLOORS):
+        for entry in entries:
+            if (name == entry or name.startswith(entry + ".")) and len(entry) > len(best):
+                best, floor = entry, index
+    return floor
+
+
+def imports_of(path: Path) -> list[tuple[str, int]]:
+    """(imported module, line), also those inside functions; those for type checkers only are left out."""
+    found = []
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("name", modules())
+def test_every_module_has_a_floor(name: str) -> None:
+    is_data = name.split(".")[0] in ANYWHERE
+    assert is_data or floor_of(name) >= 0, f"give {name} a floor in tests/house/test_floor_plan.py"
+
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_go_down(name: str) -> None:
+    mine = floor_of(name)
+    for imported, line in imports_of(modules()[name]):
+        if not imported.startswith("trimtab."):
+            continue
+        target = imported.removeprefix("trimtab.")
+        if name.startswith("balance"):
+            assert target.startswith("balance"), f"{name}:{line}: balance is a leaf, but imports {imported}"
+        if any(target == free or target.startswith(free + ".") for free in ANYWHERE):
+            continue
+        theirs = floor_of(target)
+        if theirs >= 0:
+            assert theirs <= mine, f"{name}:{line} imports {imported}, which is {theirs - mine} floors up"
+
+
+@pytest.mark.parametrize(("package", "allowed"), [("torch", TORCH), ("ray", RAY), ("gymnasium", TORCH)])
+def test_heavy_packages_stay_where_they_belong(package: str, allowed: tuple[str, ...]) -> None:
+    for name, path in modules().items():
+        if name.startswith(allowed):
+            continue
+        for imported, line in imports_of(path):
+            assert imported.split(".")[0] != package, f"{name}:{line}: only {allowed} may import {package}"
+
+
+def test_one_place_compiles() -> None:
+    compilers = {"njit", "jit", "vectorize", "guvectorize", "cfunc", "jitclass", "stencil"}
+    for name, path in modules().items():
+        if name == "engine.jit":
+            continue
+        for imported, line in imports_of(path):
+            from_numba = imported.split(".")[0] == "numba" and imported.split(".")[-1] in compilers
+            assert not from_numba, f"{name}:{line}: compile with trimtab.engine.jit.jit"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in compilers:
+                owner = ast.unparse(node.value)
+                assert owner not in ("numba", "nb"), f"{name}:{node.lineno}: compile with trimtab.engine.jit.jit"

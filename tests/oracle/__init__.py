@@ -1,0 +1,11 @@
+"""A slow, obvious cluster simulator in plain Python: what the compiled engine must equal.
+
+Nothing here is clever. ``parts`` says what a request, a batch and a replica are, ``schedulers`` how a
+replica forms its next batch, ``loop`` what happens when. See ``loop`` for the order of events that
+fall on the same instant.
+"""
+
+from oracle.loop import Deadlock, simulate
+from oracle.parts import Entry, Iteration, OracleReplica, Request, request_table
+
+__all__ = ["Deadlock", "Entry", "Iteration", "OracleReplica", "Request", "request_table", "simulate"]

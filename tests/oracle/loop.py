@@ -1,0 +1,194 @@
+"""The verbs: requests arrive, replicas form batches, batches walk through pipeline stages.
+
+Order of events at the same instant, by decision (they do not coincide in the reference cases):
+    1. batches that leave a stage: lower replica first, then the later stage;
+    2. arrivals: lower request index first.
+An event is handled to its end before the next: a replica whose batch ends forms its next batch at
+once, before requests that arrive at that instant; the first of several requests that arrive together
+at an idle replica is batched alone. (Vidur queues all requests that arrive together first.)
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from typing import Any
+
+from oracle.parts import Batch, Iteration, OracleReplica, Request, requests_of
+from oracle.schedulers import SCHEDULERS, Scheduler
+
+STAGE_END = 0
+ARRIVAL = 1
+
+
+class Deadlock(Exception):
+    """Nothing more can happen, but some requests are not served: they never fit."""
+
+
+class Stage:
+    """One pipeline stage: serves batches one at a time, first come first served."""
+
+    def __init__(self) -> None:
+        self.queue: list[Batch] = []
+        self.current: Batch | None = None
+
+
+class Replica:
+    def __init__(self, index: int, settings: OracleReplica):
+        self.index = index
+        self.settings = settings
+        self.scheduler: Scheduler = SCHEDULERS[settings.scheduler](settings)
+        self.stages = [Stage() for _ in range(settings.num_stages)]
+        self.batches_in_flight = 0
+
+    @property
+    def outstanding(self) -> int:
+        return len(self.scheduler.waiting) + len(self.scheduler.running)
+
+
+class Router:
+    """replay, random, round_robin, least_outstanding, vidur_lor.
+
+    least_outstanding looks round from the replica that the request's coin names (0: the first), so
+    that ties fall anywhere; vidur_lor gives ties to the lowest index, as Vidur does.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.turn = 0
+
+    def choose(self, request: Request, replicas: list[Replica]) -> int:
+        count = len(replicas)
+        tossed = int(request.coin * count)
+        if self.name == "replay":
+            return request.assigned
+        if self.name == "random":
+            return tossed
+        if self.name == "round_robin":
+            self.turn += 1
+            return (self.turn - 1) % count
+        if self.name == "least_outstanding":
+            return min(range(count), key=lambda i: (replicas[i].outstanding, (i - tossed) % count))
+        if self.name == "vidur_lor":
+            return min(range(count), key=lambda i: (len(replicas[i].scheduler.waiting), i))
+        raise ValueError(f"the oracle knows no router {self.name!r}")
+
+
+class Cluster:
+    def __init__(self, requests: list[Request], settings: list[OracleReplica], router: str):
+        self.requests = requests
+        self.replicas = [Replica(index, one) for index, one in enumerate(settings)]
+        self.router = Router(router)
+        self.iterations: list[Iteration] = []
+        self.events: list[tuple[float, int, int, int]] = []  # s, kind, replica or request, -stage
+
+    def run(self) -> None:
+        for request in self.requests:
+            if math.isfinite(request.arrival):
+                heapq.heappush(self.events, (request.arrival, ARRIVAL, request.index, 0))
+        while self.events:
+            now, kind, index, minus_stage = heapq.heappop(self.events)
+            if kind == ARRIVAL:
+                self.arrive(now, self.requests[index])
+            else:
+                self.leave_stage(now, self.replicas[index], -minus_stage)
+        stuck = [request.index for request in self.requests if not request.done]
+        if stuck:
+            raise Deadlock(f"requests {stuck} are never served")
+
+    def arrive(self, now: float, request: Request) -> None:
+        request.replica = self.router.choose(request, self.replicas)
+        replica = self.replicas[request.replica]
+        replica.scheduler.enqueue(request)
+        self.form_batches(now, replica)
+
+    def form_batches(self, now: float, replica: Replica) -> None:
+        """As many batches as there are stages may be in flight."""
+        while replica.batches_in_flight < replica.settings.num_stages:
+            batch = replica.scheduler.next_batch()
+            if batch is None:
+                break
+            replica.batches_in_flight += 1
+            for entry in batch.entries:
+                entry.request.in_flight = True
+                if math.isnan(entry.request.scheduled):
+                    entry.request.scheduled = now
+            batch.iteration = self.write_down(now, replica, batch)
+            self.enter_stage(now, replica, 0, batch)
+
+    def enter_stage(self, now: float, replica: Replica, number: int, batch: Batch) -> None:
+        replica.stages[number].queue.append(batch)
+        self.start_stage(now, replica, number)
+
+    def start_stage(self, now: float, replica: Replica, number: int) -> None:
+        stage = replica.stages[number]
+        if stage.current is not None or not stage.queue:
+            return
+        batch = stage.queue.pop(0)
+        stage.current = batch
+        last = number == replica.settings.num_stages - 1
+        seconds = batch.seconds(replica.settings.tables, last)
+        assert batch.iteration is not None
+        if number == 0:
+            batch.iteration.start = now
+        if last:
+            batch.iteration.stage = seconds
+        for entry in batch.entries:
+            entry.request.execution += seconds
+        heapq.heappush(self.events, (now + seconds, STAGE_END, replica.index, -number))
+
+    def leave_stage(self, now: float, replica: Replica, number: int) -> None:
+        stage = replica.stages[number]
+        batch = stage.current
+        assert batch is not None
+        stage.current = None
+        self.start_stage(now, replica, number)
+        if number < replica.settings.num_stages - 1:
+            self.enter_stage(now, replica, number + 1, batch)
+        else:
+            self.end_batch(now, replica, batch)
+
+    def end_batch(self, now: float, replica: Replica, batch: Batch) -> None:
+        replica.batches_in_flight -= 1
+        assert batch.iteration is not None
+        batch.iteration.end = now
+        for entry in batch.entries:
+            entry.request.in_flight = False
+            entry.request.advance(entry.tokens, now)
+        replica.scheduler.end_batch(batch)
+        for entry in batch.entries:
+            if entry.request.done and entry.request.next_turn >= 0:
+                follower = self.requests[entry.request.next_turn]
+                follower.arrival = now + entry.request.think
+                heapq.heappush(self.events, (follower.arrival, ARRIVAL, follower.index, 0))
+        self.form_batches(now, replica)
+
+    def write_down(self, now: float, replica: Replica, batch: Batch) -> Iteration:
+        entries = batch.entries
+        iteration = Iteration(
+            replica=replica.index,
+            formed=now,
+            requests=[entry.request.index for entry in entries],
+            prefill_tokens=sum(entry.tokens for entry in entries if not entry.decode),
+            prefills=sum(not entry.decode for entry in entries),
+            decodes=sum(entry.decode for entry in entries),
+            waiting=len(replica.scheduler.waiting),
+            running=len(replica.scheduler.running),
+            kv_used=replica.scheduler.used_blocks,
+            attention_pairs=float(sum(entry.tokens * (entry.tokens + entry.past) for entry in entries)),
+        )
+        self.iterations.append(iteration)
+        return iteration
+
+
+def simulate(
+    requests: Any, replicas: list[OracleReplica], router: str = "replay"
+) -> tuple[list[Request], list[Iteration]]:
+    """Serve a REQUEST table (N,) on ``replicas``; the table itself is left alone.
+
+    Returns the requests in table order and the iterations in the order in which they were formed.
+    Raises ``Deadlock`` where a request can never be served.
+    """
+    cluster = Cluster(requests_of(requests), replicas, router)
+    cluster.run()
+    return cluster.requests, cluster.iterations

@@ -1,0 +1,188 @@
+"""The nouns: a request with its counters, a batch, a replica's settings, and what is written down.
+
+Counting follows Vidur. ``processed`` counts the tokens whose turn has come: prefilled ones, plus one
+for every output token. The last prefill chunk also emits an output token, so ``processed`` goes from
+``target`` straight to ``target + 1``, and a request is done at ``prompt + output``. A decode at
+``processed`` tokens attends to, and needs KV blocks for, ``processed`` tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from trimtab.engine.dtypes import NONE, REQUEST
+from trimtab.exectime.tables import ExecTables
+
+
+@dataclass
+class OracleReplica:
+    """One replica: how fast it is (``tables``), how it batches, how much KV it has.
+
+    ``token_budget`` is max_tokens_in_batch for vllm and lightllm, the chunk size for sarathi and
+    max_num_batched_tokens for vllm_v1. ``max_blocks_per_sequence`` is what orca and
+    faster_transformer reserve for each request.
+    """
+
+    tables: ExecTables
+    scheduler: str = "vllm_v1"
+    num_stages: int = 1
+    max_num_seqs: int = 128
+    token_budget: int = 2048
+    block_size: int = 16
+    num_blocks: int = 1000
+    watermark_blocks: int = 0
+    max_blocks_per_sequence: int = 0
+    max_waiting_iters: int = 10
+    policy: str = "fcfs"
+
+
+@dataclass(eq=False)
+class Request:
+    """One request: what was asked, what happened, where it is now. Times in s; NaN = not yet."""
+
+    index: int
+    arrival: float
+    prompt: int
+    output: int
+    priority: int = 0
+    assigned: int = NONE
+    coin: float = 0.0
+    next_turn: int = NONE
+    think: float = 0.0
+
+    replica: int = NONE
+    preemptions: int = 0
+    scheduled: float = math.nan
+    first_token: float = math.nan
+    finished: float = math.nan
+    execution: float = 0.0
+
+    target: int = 0
+    processed: int = 0
+    blocks: int = 0
+    in_flight: bool = False
+
+    @property
+    def age(self) -> tuple[float, int]:
+        """Sort key, oldest first: requests that arrive together go by index."""
+        return (self.arrival, self.index)
+
+    @property
+    def decoding(self) -> bool:
+        """The prefill of this attempt is complete."""
+        return self.processed > self.target
+
+    @property
+    def done(self) -> bool:
+        return self.processed == self.prompt + self.output
+
+    def preempt(self) -> None:
+        """Start again later by recomputing every token so far.
+
+        Halfway through a prefill there are no new tokens, so the target stays. (Vidur's sarathi
+        shortens the prompt to what was processed: a fault.)
+        """
+        if self.decoding:
+            self.target = self.processed
+        self.processed = 0
+        self.preemptions += 1
+
+    def advance(self, tokens: int, now: float) -> None:
+        """A batch that computed ``tokens`` of this request has left the last stage."""
+        self.processed += tokens
+        if self.processed == self.target:
+            self.processed += 1
+        if self.decoding and math.isnan(self.first_token):
+            self.first_token = now
+        if self.done:
+            self.finished = now
+
+
+@dataclass
+class Entry:
+    """One request's share of a batch: ``tokens`` computed on top of ``past``."""
+
+    request: Request
+    tokens: int
+    past: int
+    decode: bool
+
+
+@dataclass(eq=False)
+class Batch:
+    """What one replica computes together. ``group`` belongs to faster_transformer alone."""
+
+    entries: list[Entry]
+    group: list[Request] = field(default_factory=list)
+    iteration: Iteration | None = None
+
+    def seconds(self, tables: ExecTables, last_stage: bool) -> float:
+        """Time on one stage; the stage that sends its activations on is busy while it sends."""
+        decodes = [entry.past for entry in self.entries if entry.decode]
+        prefills = [(entry.past, entry.tokens) for entry in self.entries if not entry.decode]
+        return tables.stage_seconds(decodes, prefills, last_stage)
+
+
+@dataclass
+class Iteration:
+    """One batch, written down when it was formed; ``start`` and ``end`` are filled in later.
+
+    ``start`` is on the first stage, ``end`` on the last, ``stage`` the seconds on the last stage.
+    ``waiting``, ``running`` (admitted, not finished) and ``kv_used`` are counted just after forming.
+    """
+
+    replica: int
+    formed: float
+    requests: list[int]
+    prefill_tokens: int
+    prefills: int
+    decodes: int
+    waiting: int
+    running: int
+    kv_used: int
+    attention_pairs: float
+    stage: float = math.nan
+    start: float = math.nan
+    end: float = math.nan
+
+
+def request_table(rows: Sequence[dict[str, Any]]) -> Any:
+    """A REQUEST table from rows that name only the fields that matter.
+
+    >>> request_table([{"arrival": 0.5, "prefill_tokens": 3, "decode_tokens": 2}])["session"][0]
+    -1
+    """
+    table = np.zeros(len(rows), REQUEST)
+    for name in ("session", "next_turn", "next_waiting", "replica"):
+        table[name] = NONE
+    for index, row in enumerate(rows):
+        for name, value in row.items():
+            table[name][index] = value
+    table["target"] = table["prefill_tokens"]
+    return table
+
+
+def requests_of(table: Any) -> list[Request]:
+    """One Request per row of a REQUEST table; ``replica`` is the replay router's assignment."""
+    requests = []
+    for index, row in enumerate(table):
+        requests.append(
+            Request(
+                index=index,
+                arrival=float(row["arrival"]),
+                prompt=int(row["prefill_tokens"]),
+                output=int(row["decode_tokens"]),
+                priority=int(row["priority"]),
+                assigned=int(row["replica"]),
+                coin=float(row["coin_a"]),
+                next_turn=int(row["next_turn"]),
+                think=float(row["think"]),
+                target=int(row["prefill_tokens"]),
+            )
+        )
+    return requests

@@ -1,0 +1,171 @@
+"""Random small clusters that any correct engine must serve, sized for milliseconds in the oracle.
+
+Memory is drawn tight against the longest request, so that preemption is common, but every request
+fits every replica: what does not fit is invalid input and belongs in tests of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from oracle.parts import OracleReplica, request_table
+from oracle.schedulers import SCHEDULERS, blocks_for
+
+from trimtab.exectime.tables import ExecTables
+
+ROUTERS = ("replay", "random", "round_robin", "least_outstanding", "vidur_lor")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """``requests`` is a REQUEST table (N,), openers sorted by arrival, then the later turns."""
+
+    requests: Any
+    replicas: list[OracleReplica]
+    router: str
+
+    def __repr__(self) -> str:
+        """Short enough to read when hypothesis prints a failing example."""
+        names = ("arrival", "prefill_tokens", "decode_tokens", "priority", "replica", "coin_a", "next_turn", "think")
+        rows = [{name: row[name].item() for name in names} for row in self.requests]
+        settings = [
+            {name: value for name, value in vars(replica).items() if name != "tables"}
+            | {"tables": replica.tables.source}
+            for replica in self.replicas
+        ]
+        return f"Cluster(router={self.router!r}, requests={rows}, replicas={settings})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))
+
+
+def plain_tables(fixed: float = 10.0, per_token: float = 1.0, send: float = 1.0) -> ExecTables:
+    """A stage takes ``fixed`` s and ``per_token`` s for each token; sending takes ``send`` s."""
+    token = fixed + per_token * np.arange(4097)
+    token[0] = 0.0
+    sending = np.full(4097, send)
+    sending[0] = 0.0
+    return ExecTables(
+        token_s=token,
+        kv_write_s=np.zeros(2),
+        decode_s=np.zeros((2, 2)),
+        prefill_s=np.zeros((2, 2)),
+        send_s=sending,
+        cpu_s=np.zeros(2),
+        token_round=1,
+        source=f"plain_tables({fixed}, {per_token}, {send})",
+    )
+
+
+def random_tables(seed: int) -> ExecTables:
+    """Positive random entries of about a second in all; batches may run off every table's end."""
+    rng = np.random.default_rng(seed)
+    vidur = bool(rng.integers(2))
+    tokens, batch, kv, chunk = rng.integers(1, [40, 8, 12, 40])
+
+    def entries(*shape: int) -> np.ndarray:
+        values = np.cumsum(rng.uniform(0.01, 0.2, shape), axis=-1)
+        values[(0,) * len(shape) if len(shape) == 1 else 0] = 0.0
+        return values
+
+    prefill = np.cumsum(rng.uniform(0.0, 0.05, (kv + 1, chunk + 1)), axis=1)
+    prefill[:, 0] = 0.0
+    return ExecTables(
+        token_s=entries(tokens + 1),
+        kv_write_s=entries(tokens + 1),
+        decode_s=entries(batch + 1, kv + 1),
+        prefill_s=prefill,
+        send_s=entries(tokens + 1),
+        cpu_s=entries(batch + 1) if rng.integers(2) else np.zeros(2),
+        kv_step=int(rng.choice([1, 4, 16])),
+        chunk_step=1 if vidur else int(rng.choice([1, 4])),
+        token_round=int(rng.choice([1, 8])),
+        many_prefills_factor=float(rng.choice([1.0, 1.1])),
+        vidur=vidur,
+        source=f"random_tables({seed})",
+    )
+
+
+@st.composite
+def request_tables(draw: st.DrawFn, num_replicas: int, turns: bool = True, most: int = 14) -> Any:
+    """REQUEST (N,): ties in arrival, single-token answers and (with ``turns``) closed loops occur."""
+    gaps = st.just(0.0) | st.floats(0.0, 4.0)
+    asked = draw(
+        st.lists(st.tuples(gaps, st.integers(1, 24), st.integers(1, 10)), min_size=1, max_size=most)
+    )
+    openers = draw(st.integers(1, len(asked))) if turns else len(asked)
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    rows: list[dict[str, Any]] = []
+    now = 0.0
+    for index, (gap, prompt, output) in enumerate(asked):
+        now += gap
+        row = {
+            "arrival": now,
+            "prefill_tokens": prompt,
+            "decode_tokens": output,
+            "expected_decode": output,
+            "priority": rng.integers(3),
+            "replica": rng.integers(num_replicas),
+            "coin_a": rng.random(),
+            "coin_b": rng.random(),
+            "session": index % openers,
+            "turn": index // openers,
+        }
+        if index >= openers:
+            row["arrival"] = np.inf
+            rows[index - openers] |= {"next_turn": index, "think": gap}
+        rows.append(row)
+    return request_table(rows)
+
+
+@st.composite
+def oracle_replicas(
+    draw: st.DrawFn, longest: int, schedulers: tuple[str, ...] = tuple(SCHEDULERS)
+) -> OracleReplica:
+    """One replica on which a request of ``longest`` tokens, prompt and answer together, just fits."""
+    name = draw(st.sampled_from(schedulers))
+    lightllm = name == "lightllm"
+    whole_prompts = name in ("vllm", "lightllm")
+    num_stages = 1 if lightllm else draw(st.integers(1, 3))
+    block_size = 1 if lightllm else draw(st.sampled_from([1, 4, 16]))
+    watermark = draw(st.integers(0, 2)) if name in ("vllm", "sarathi") else 0
+    needed = blocks_for(longest, block_size)
+    reserved = needed + draw(st.integers(0, 2)) if name in ("orca", "faster_transformer") else 0
+    # vllm and sarathi ask for a free block even where they need none; lightllm for strictly less
+    fitting = max(needed + watermark + 1, reserved) + lightllm
+    return OracleReplica(
+        tables=random_tables(draw(st.integers(0, 2**16))),
+        scheduler=name,
+        num_stages=num_stages,
+        max_num_seqs=draw(st.integers(num_stages, 4 * num_stages)),
+        token_budget=(longest if whole_prompts else 1) + draw(st.integers(0, 40)),
+        block_size=block_size,
+        num_blocks=fitting + draw(st.integers(0, 2 * fitting)),
+        watermark_blocks=watermark,
+        max_blocks_per_sequence=reserved,
+        max_waiting_iters=draw(st.integers(1, 4)),
+        policy=draw(st.sampled_from(["fcfs", "priority"])) if name == "vllm_v1" else "fcfs",
+    )
+
+
+@st.composite
+def clusters(
+    draw: st.DrawFn,
+    schedulers: tuple[str, ...] = tuple(SCHEDULERS),
+    routers: tuple[str, ...] = ROUTERS,
+    turns: bool = True,
+    alike: bool | None = None,
+) -> Cluster:
+    """One to four replicas, alike or (more often) each of its own kind, and a dozen requests."""
+    num_replicas = draw(st.integers(1, 4))
+    requests = draw(request_tables(num_replicas, turns))
+    longest = int((requests["prefill_tokens"] + requests["decode_tokens"]).max())
+    one = oracle_replicas(longest, schedulers)
+    if alike or (alike is None and draw(st.integers(0, 2)) == 0):
+        replicas = [draw(one)] * num_replicas
+    else:
+        replicas = [draw(one) for _ in range(num_replicas)]
+    return Cluster(requests, replicas, draw(st.sampled_from(routers)))

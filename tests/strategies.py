@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from oracle.parts import OracleReplica, request_table
 from oracle.schedulers import SCHEDULERS, blocks_for
 
@@ -29,7 +30,16 @@ class Cluster:
 
     def __repr__(self) -> str:
         """Short enough to read when hypothesis prints a failing example."""
-        names = ("arrival", "prefill_tokens", "decode_tokens", "priority", "replica", "coin_a", "next_turn", "think")
+        names = (
+            "arrival",
+            "prefill_tokens",
+            "decode_tokens",
+            "priority",
+            "replica",
+            "coin_a",
+            "next_turn",
+            "think",
+        )
         rows = [{name: row[name].item() for name in names} for row in self.requests]
         settings = [
             {name: value for name, value in vars(replica).items() if name != "tables"}
@@ -44,7 +54,7 @@ class Cluster:
 
 def plain_tables(fixed: float = 10.0, per_token: float = 1.0, send: float = 1.0) -> ExecTables:
     """A stage takes ``fixed`` s and ``per_token`` s for each token; sending takes ``send`` s."""
-    token = fixed + per_token * np.arange(4097)
+    token = fixed + per_token * np.arange(4097, dtype=np.float64)
     token[0] = 0.0
     sending = np.full(4097, send)
     sending[0] = 0.0
@@ -66,7 +76,7 @@ def random_tables(seed: int) -> ExecTables:
     vidur = bool(rng.integers(2))
     tokens, batch, kv, chunk = rng.integers(1, [40, 8, 12, 40])
 
-    def entries(*shape: int) -> np.ndarray:
+    def entries(*shape: int) -> NDArray[np.float64]:
         values = np.cumsum(rng.uniform(0.01, 0.2, shape), axis=-1)
         values[(0,) * len(shape) if len(shape) == 1 else 0] = 0.0
         return values
@@ -93,9 +103,7 @@ def random_tables(seed: int) -> ExecTables:
 def request_tables(draw: st.DrawFn, num_replicas: int, turns: bool = True, most: int = 14) -> Any:
     """REQUEST (N,): ties in arrival, single-token answers and (with ``turns``) closed loops occur."""
     gaps = st.just(0.0) | st.floats(0.0, 4.0)
-    asked = draw(
-        st.lists(st.tuples(gaps, st.integers(1, 24), st.integers(1, 10)), min_size=1, max_size=most)
-    )
+    asked = draw(st.lists(st.tuples(gaps, st.integers(1, 24), st.integers(1, 10)), min_size=1, max_size=most))
     openers = draw(st.integers(1, len(asked))) if turns else len(asked)
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     rows: list[dict[str, Any]] = []
@@ -123,13 +131,13 @@ def request_tables(draw: st.DrawFn, num_replicas: int, turns: bool = True, most:
 
 @st.composite
 def oracle_replicas(
-    draw: st.DrawFn, longest: int, schedulers: tuple[str, ...] = tuple(SCHEDULERS)
+    draw: st.DrawFn, longest: int, schedulers: tuple[str, ...] = tuple(SCHEDULERS), most_stages: int = 3
 ) -> OracleReplica:
     """One replica on which a request of ``longest`` tokens, prompt and answer together, just fits."""
     name = draw(st.sampled_from(schedulers))
     lightllm = name == "lightllm"
     whole_prompts = name in ("vllm", "lightllm")
-    num_stages = 1 if lightllm else draw(st.integers(1, 3))
+    num_stages = 1 if lightllm else draw(st.integers(1, most_stages))
     block_size = 1 if lightllm else draw(st.sampled_from([1, 4, 16]))
     watermark = draw(st.integers(0, 2)) if name in ("vllm", "sarathi") else 0
     needed = blocks_for(longest, block_size)
@@ -157,14 +165,14 @@ def clusters(
     schedulers: tuple[str, ...] = tuple(SCHEDULERS),
     routers: tuple[str, ...] = ROUTERS,
     turns: bool = True,
-    alike: bool | None = None,
+    most_stages: int = 3,
 ) -> Cluster:
     """One to four replicas, alike or (more often) each of its own kind, and a dozen requests."""
     num_replicas = draw(st.integers(1, 4))
     requests = draw(request_tables(num_replicas, turns))
     longest = int((requests["prefill_tokens"] + requests["decode_tokens"]).max())
-    one = oracle_replicas(longest, schedulers)
-    if alike or (alike is None and draw(st.integers(0, 2)) == 0):
+    one = oracle_replicas(longest, schedulers, most_stages)
+    if draw(st.integers(0, 2)) == 0:
         replicas = [draw(one)] * num_replicas
     else:
         replicas = [draw(one) for _ in range(num_replicas)]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from trimtab.scenario import Scenario, load_scenario
 
 Floats = NDArray[np.float64]
 Progress = Callable[[int, int, str], None]
+RouterChoice = str | Callable[[Any], int]  # a name, or a router in Python
 Draws = dict[tuple[int, str, str], Floats]  # (seed, router, metric key) -> (draws + 1,)
 
 HEAT_CELLS = 24_000  # of all load maps together: what a report can carry
@@ -79,7 +80,7 @@ class Comparison:
 
 def compare(
     scenario: str | Path | dict[str, Any] | Scenario,
-    routers: Sequence[str] | Literal["all"] = "all",
+    routers: Sequence[RouterChoice] | str = "all",
     seeds: Sequence[int] = (0, 1, 2),
     progress: Progress | None = None,
     workers: int | None = None,
@@ -89,41 +90,54 @@ def compare(
 ) -> Comparison:
     """Run every router on ``scenario`` once per seed and say which is better on what.
 
-    ``progress(done, total, label)`` is called as runs finish. ``baseline`` (``round-robin``, else the
-    first router) is what differences are quoted against. Ctrl-C stops after the runs in progress and
-    returns what the whole seeds say; without a whole seed it raises KeyboardInterrupt.
+    ``routers`` are names or functions (as for ``simulate``), or ``"all"``. ``progress(done, total,
+    label)`` is called as runs finish. ``baseline`` (``round-robin``, else the first router) is what
+    differences are quoted against. Ctrl-C stops after the runs in progress and returns what the whole
+    seeds say; without a whole seed it raises KeyboardInterrupt.
 
     Raises
     ------
     TrimtabError
         for unknown or repeated routers or seeds, and for whatever is wrong with the scenario.
     """
-    base = load_scenario(scenario, overrides)
-    names = router_names(routers)
+    base = _anchored(load_scenario(scenario, overrides), scenario)
+    chosen = choose_routers(routers)
     _check_seeds(seeds)
-    reference = _baseline(baseline, names)
-    jobs = [(seed, name) for seed in seeds for name in names]  # seed by seed: interrupted, some are whole
-    found = _run_all(base, jobs, progress, workers)
-    whole = [seed for seed in seeds if all((seed, name) in found for name in names)]
+    reference = _baseline(baseline, list(chosen))
+    jobs = [(seed, name) for seed in seeds for name in chosen]  # seed by seed: interrupted, some are whole
+    found = _run_all(base, chosen, jobs, progress, workers)
+    whole = [seed for seed in seeds if all((seed, name) in found for name in chosen)]
     if not whole:
         raise KeyboardInterrupt
-    digests = [found[seed, name] for seed in whole for name in names]
+    digests = [found[seed, name] for seed in whole for name in chosen]
     return conclude(base, digests, reference, complete=len(found) == len(jobs))
 
 
-def router_names(routers: Sequence[str] | str) -> list[str]:
-    """Full names of the routers to compare; ``"all"`` is every router made for comparison."""
+def choose_routers(routers: Sequence[RouterChoice] | str) -> dict[str, RouterChoice]:
+    """The routers to compare by name; ``"all"`` is every router made for comparison."""
     if routers == "all":
         routers = [info.name for info in ROUTERS.values() if info.compared]
     elif isinstance(routers, str):
         routers = [name.strip() for name in routers.split(",") if name.strip()]
-    names = [get_router(name).name for name in routers]
-    if len(names) < 2:
-        raise TrimtabError(f"a comparison needs two routers or more; given: {', '.join(names) or 'none'}")
-    repeated = [name for name in names if names.count(name) > 1]
-    if repeated:
-        raise TrimtabError(f"router {repeated[0]!r} is given twice")
-    return names
+    chosen: dict[str, RouterChoice] = {}
+    for router in routers:
+        name = get_router(router).name if isinstance(router, str) else getattr(router, "__name__", "python")
+        if name in chosen:
+            raise TrimtabError(f"router {name!r} is given twice")
+        chosen[name] = name if isinstance(router, str) else router
+    if len(chosen) < 2:
+        raise TrimtabError(f"a comparison needs two routers or more; given: {', '.join(chosen) or 'none'}")
+    return chosen
+
+
+def _anchored(base: Scenario, source: object) -> Scenario:
+    """A trace beside the scenario's file stays beside it, wherever the runs look from."""
+    trace = base.workload.trace
+    if trace is None or not isinstance(source, (str, Path)) or not Path(source).suffix:
+        return base
+    path = str(Path(source).absolute().parent / trace.path)  # an absolute trace.path stays as it is
+    workload = base.workload.model_copy(update={"trace": trace.model_copy(update={"path": path})})
+    return base.model_copy(update={"workload": workload})
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:
@@ -131,28 +145,34 @@ def _check_seeds(seeds: Sequence[int]) -> None:
         raise TrimtabError("a comparison needs at least one seed; three or more make it worth its name")
     if len(set(seeds)) < len(seeds):
         raise TrimtabError(f"seeds must differ; given: {', '.join(str(seed) for seed in seeds)}")
+    if min(seeds) < 0:
+        raise TrimtabError(f"seeds must be 0 or more; given: {min(seeds)}")
 
 
 def _baseline(baseline: str | None, names: list[str]) -> str:
     if baseline is None:
         return "round-robin" if "round-robin" in names else names[0]
-    name = get_router(baseline).name
+    name = baseline if baseline in names else get_router(baseline).name
     if name not in names:
         raise TrimtabError(f"baseline {baseline!r} is not among the compared routers: {', '.join(names)}")
     return name
 
 
 def _run_all(
-    base: Scenario, jobs: list[tuple[int, str]], progress: Progress | None, workers: int | None
+    base: Scenario,
+    chosen: dict[str, RouterChoice],
+    jobs: list[tuple[int, str]],
+    progress: Progress | None,
+    workers: int | None,
 ) -> dict[tuple[int, str], Digest]:
     """The digests of the jobs that finished: all of them unless Ctrl-C came."""
     found: dict[tuple[int, str], Digest] = {}
-    rows = min(base.num_replicas, HEAT_ROWS) * len({name for _, name in jobs})
+    rows = min(base.num_replicas, HEAT_ROWS) * len(chosen)
     bins = min(HEAT_BINS, max(24, HEAT_CELLS // rows))
     pool = ThreadPoolExecutor(max_workers=workers or os.cpu_count() or 1)
     try:
         futures: dict[Future[Digest], tuple[int, str]] = {
-            pool.submit(_run, base, seed, name, bins): (seed, name) for seed, name in jobs
+            pool.submit(_run, base, seed, name, chosen[name], bins): (seed, name) for seed, name in jobs
         }
         for future in as_completed(futures):
             job = futures[future]
@@ -166,17 +186,19 @@ def _run_all(
     return found
 
 
-def _run(base: Scenario, seed: int, router: str, bins: int) -> Digest:
+def _run(base: Scenario, seed: int, name: str, router: RouterChoice, bins: int) -> Digest:
     from trimtab.simulate import simulate
 
-    chosen = base.router.model_copy(update={"name": router})
-    return digest_run(simulate(base.model_copy(update={"seed": seed, "router": chosen})), bins)
+    digest = digest_run(simulate(base, router=router, seed=seed), bins)
+    return replace(digest, router=name)  # a router in Python leaves the scenario's name as it was
 
 
 # --- what the runs say --------------------------------------------------------------------------
 
 
-def conclude(scenario: Scenario, digests: Sequence[Digest], baseline: str, complete: bool = True) -> Comparison:
+def conclude(
+    scenario: Scenario, digests: Sequence[Digest], baseline: str, complete: bool = True
+) -> Comparison:
     """Estimates and verdicts from the digests of every router at every seed."""
     routers = tuple(dict.fromkeys(digest.router for digest in digests))
     seeds = tuple(dict.fromkeys(digest.seed for digest in digests))
@@ -227,7 +249,9 @@ def _resample(digests: Sequence[Digest], seeds: tuple[int, ...]) -> Draws:
             mean = bootstrap.resampled_mean(digest.blocks[source], weights)
             for metric in metrics:
                 values = mean if metric.share is None else quantiles[shares.index(metric.share)]
-                found[digest.seed, digest.router, metric.key] = values * _unit(metric, digest, float(values[0]))
+                found[digest.seed, digest.router, metric.key] = values * _unit(
+                    metric, digest, float(values[0])
+                )
     return found
 
 
@@ -250,9 +274,7 @@ def _row(
         return np.log(x) if relative else x
 
     centre = {name: scale(x) for name, x in values.items()}
-    spread = {
-        name: None if x is None else scale(x[:, 1:]) - scale(x[:, :1]) for name, x in samples.items()
-    }
+    spread = {name: None if x is None else scale(x[:, 1:]) - scale(x[:, :1]) for name, x in samples.items()}
 
     def difference(name: str, other: str) -> Interval:
         if other not in centre:
@@ -262,18 +284,23 @@ def _row(
         mine, theirs = spread[name], spread[other]
         moved = None if mine is None or theirs is None else mine - theirs
         found = bootstrap.interval(centre[name] - centre[other], moved)
-        return Interval(*np.expm1(found)) if relative else found
+        return Interval(*(float(np.expm1(x)) for x in found)) if relative else found
 
     def value(name: str) -> Interval:
         mean = float(values[name].mean())
         found = bootstrap.interval(centre[name], spread[name])
         if relative:
-            return Interval(mean, *(mean * np.exp(np.array(found[1:]) - found.value)))
+            low, high = (mean * float(np.exp(bound - found.value)) for bound in (found.low, found.high))
+            return Interval(mean, low, high)
         return found
 
     return {
         name: Estimate(
-            value(name), tuple(values[name].tolist()), difference(name, best), difference(name, baseline), relative
+            value(name),
+            tuple(values[name].tolist()),
+            difference(name, best),
+            difference(name, baseline),
+            relative,
         )
         for name in values
     }

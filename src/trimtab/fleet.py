@@ -62,7 +62,7 @@ def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]
     max_seqs = config.max_num_seqs or info.max_num_seqs
     if reserve:
         max_seqs = max(1, min(max_seqs, num_blocks // reserve))
-    token_budget = _token_budget(info, config.token_budget, max_seqs, longest)
+    token_budget = _token_budget(info, config.token_budget, longest)
     max_chunk = min(max(token_budget, longest), LARGEST_CHUNK) if info.reserves else min(token_budget, LARGEST_CHUNK)
     watermark = info.watermark if config.watermark is None else config.watermark
     fleet = Fleet(
@@ -87,13 +87,13 @@ def _planned_blocks(group: ReplicaGroup, model: Model, device: Device, block_siz
     return plan_kv(model, device, group.tp, group.pp, block_size, group.memory_margin).num_blocks
 
 
-def _token_budget(info: SchedulerInfo, given: int | None, max_seqs: int, longest: int) -> int:
+def _token_budget(info: SchedulerInfo, given: int | None, longest: int) -> int:
     """Tokens of one batch; schedulers that never split a prompt need room for the longest request."""
     if given is not None:
         return given
     if info.token_budget is None:
         return max(4096, longest)
-    return max(info.token_budget, max_seqs) if info.name == "vllm_v1" else info.token_budget
+    return info.token_budget
 
 
 def _facts(group: ReplicaGroup, fleet: Fleet, model: Model, device: Device, info: SchedulerInfo) -> Group:

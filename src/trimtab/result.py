@@ -84,5 +84,7 @@ class Result:
         try:
             import pandas
         except ImportError:
-            raise TrimtabError("a DataFrame needs pandas: pip install pandas; .requests is a NumPy table") from None
+            raise TrimtabError(
+                "a DataFrame needs pandas: pip install pandas; .requests is a NumPy table"
+            ) from None
         return pandas.DataFrame({name: self.requests[name] for name in REQUEST_COLUMNS})

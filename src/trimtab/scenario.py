@@ -171,8 +171,10 @@ class Trace(_Section):
 class Workload(_Section):
     """Requests: how many, when, how long.
 
-    ``users`` switches to a closed loop: N users, each sending its next request ``think_s`` seconds
-    (mean, exponential; 0 = at once) after its last answer; arrivals are then ignored.
+    ``duration_s`` wins over ``num_requests``. ``max_tokens`` caps prompt plus output by cutting the
+    prompt, or both with ``cap: proportional``. ``users`` switches to a closed loop: N users, each
+    sending its next request ``think_s`` seconds (mean, exponential; 0 = at once) after its last answer;
+    arrivals are then ignored.
     """
 
     arrivals: Arrivals = PoissonArrivals(qps=10.0)
@@ -191,7 +193,14 @@ class Workload(_Section):
 
 
 class SchedulerConfig(_Section):
-    """How a replica forms its batches. Unset fields take the scheduler's own defaults."""
+    """How a replica forms its batches. Unset fields take the scheduler's own defaults.
+
+    ``max_num_seqs`` requests may hold KV at once; a batch has up to ``token_budget`` tokens; a KV block
+    holds ``block_size`` tokens; ``num_blocks`` replaces what the memory planner finds; ``watermark`` is
+    the share of blocks kept free at admission. lightllm prefills at least every ``max_waiting_iters``
+    iterations; orca and faster_transformer reserve ``kv_reservation_tokens`` per request (by default
+    what the longest request needs).
+    """
 
     name: str = "vllm_v1"
     max_num_seqs: Count | None = None
@@ -209,7 +218,8 @@ class ExecTimeConfig(_Section):
 
     ``roofline`` needs nothing; ``forest`` fits Vidur's random forests to profile CSVs under
     ``path`` (its ``data/profiling`` layout); ``tables`` reads per-operator look-up tables
-    ``<path>__<op>.csv[.gz]``.
+    ``<path>__<op>.csv[.gz]``. ``max_tokens`` is the context that tables span (by default the longest
+    request's); ``cpu_overhead_ms`` is added to every iteration.
     """
 
     kind: Literal["roofline", "forest", "tables"] = "roofline"
@@ -222,7 +232,12 @@ class ExecTimeConfig(_Section):
 
 
 class ReplicaGroup(_Section):
-    """``count`` identical replicas of one model on one kind of device."""
+    """``count`` identical replicas of one model on one kind of device.
+
+    ``model`` is a name or the path of a Hugging Face config.json. ``tp`` devices share every layer, ``pp``
+    stages share the layers; ``node`` is the kind of server (by default the device's usual one);
+    ``memory_margin`` is the share of device memory left alone.
+    """
 
     model: str = "llama-3-8b"
     device: str = "a100-80"
@@ -301,8 +316,8 @@ def load_scenario(
 ) -> Scenario:
     """A bundled name, a YAML file, a dict or a Scenario; ``overrides`` are dotted paths to values.
 
-    Files that a scenario file names (traces, profiles, models) are looked up from the working
-    directory, then beside the scenario file.
+    Files that a scenario file names (traces, profiles, models) are looked up beside it, then in the
+    working directory.
 
     Raises
     ------
@@ -348,19 +363,24 @@ def _read_yaml(source: str) -> Any:
     if not isinstance(data, dict):
         raise TrimtabError(f"{source} must hold a mapping of scenario keys, got {type(data).__name__}")
     data.setdefault("name", path.stem)
-    for keys in FILE_KEYS:
-        _find_beside(data, keys, path.parent)
+    if path.parent != BUNDLED:
+        for keys in FILE_KEYS:
+            _find_files(data, keys, path.parent)
     return data
 
 
-def _find_beside(data: Any, keys: tuple[str, ...], folder: Path) -> None:
-    """Where a relative file is not in the working directory but in ``folder``, point there."""
+def _find_files(data: Any, keys: tuple[str, ...], folder: Path) -> None:
+    """Files that are in ``folder`` or in the working directory become absolute paths."""
     for entry in data if isinstance(data, list) else [data]:
         value = entry.get(keys[0]) if isinstance(entry, dict) else None
         if len(keys) > 1 and value is not None:
-            _find_beside(value, keys[1:], folder)
-        elif isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
-            entry[keys[0]] = str(folder / value)
+            _find_files(value, keys[1:], folder)
+        elif isinstance(value, str) and (keys[0] == "path" or value.endswith(".json")):
+            for candidate in (folder / value, Path(value)):
+                # Look-up tables are named by the beginning that their files share.
+                if candidate.exists() or any(candidate.parent.glob(f"{candidate.name}__*.csv*")):
+                    entry[keys[0]] = str(candidate.absolute())
+                    break
 
 
 def _assign(data: Any, path: str, value: Any) -> None:

@@ -94,6 +94,7 @@ DERIVED = frozenset(
     {"name", "world_size", "model_config", "device_config", "node_config", "max_tokens", "output_dir"}
 )
 
+NO_LINEAR = "no such predictor; random forests are there"
 ONE_SEED = "everything is drawn from `seed`"
 FILES = "files in Vidur's layout under one folder"
 NEVER_WATERMARK = "this scheduler keeps no watermark, in Vidur either"
@@ -318,13 +319,23 @@ FLAGS: tuple[Flag, ...] = (
         ("max_depth", [8, 16, 32], "replicas.exectime.max_depth", "several: 16", Fate.PLACED, int),
         ("min_samples_split", [2, 5, 10], "", "always 2", Fate.IDLE, int),
     ),
-    *_predictor("linear_regression"),
-    *_in(
-        "linear_regression_execution_time_predictor_config",
-        ("polynomial_degree", [1, 2, 3, 4, 5], "", "no such predictor", Fate.MISSING, int),
-        ("polynomial_include_bias", [True, False], "", "no such predictor", Fate.MISSING, bool),
-        ("polynomial_interaction_only", [True, False], "", "no such predictor", Fate.MISSING, bool),
-        ("fit_intercept", [True, False], "", "no such predictor", Fate.MISSING, bool),
+    *(
+        Flag(
+            "linear_regression_execution_time_predictor_config",
+            field,
+            default,
+            "",
+            NO_LINEAR,
+            Fate.MISSING,
+            type_,
+        )
+        for field, default, type_ in (
+            *((flag.field, flag.default, flag.type) for flag in _predictor("random_forrest")),
+            ("polynomial_degree", [1, 2, 3, 4, 5], int),
+            ("polynomial_include_bias", [True, False], bool),
+            ("polynomial_interaction_only", [True, False], bool),
+            ("fit_intercept", [True, False], bool),
+        )
     ),
     *(Flag("metrics_config", field, None, "", note, Fate.IDLE) for field, note in _METRICS.items()),
 )

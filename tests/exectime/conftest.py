@@ -23,7 +23,7 @@ def vidur_data() -> Path:
     return SHARED
 
 
-def build(
+def _build(
     model: str = "llama-3-8b",
     device: str = "a100",
     tp: int = 1,
@@ -38,6 +38,12 @@ def build(
     return build_tables(group, get_model(model), found, default_node(found), batch, chunk, context)
 
 
+@pytest.fixture(scope="session")
+def build() -> Callable[..., ExecTables]:
+    """``build(model, device, tp, pp, batch, chunk, context, **exectime)``: tables on the default node."""
+    return _build
+
+
 TOKENS, BATCH, KV, CHUNK = 16, 3, 128, 4
 BY_TOKENS = (
     "attn_pre_proj",
@@ -50,10 +56,15 @@ BY_TOKENS = (
 BY_TOKENS += ("mlp_act", "post_attention_layernorm", "add", "attn_kv_cache_save", "all_reduce", "send_recv")
 
 
-def milliseconds(operator: str, *key: int) -> float:
+def _milliseconds(operator: str, *key: int) -> float:
     """A made-up time that is different for every operator and key."""
     number = sum(ord(letter) * (i + 1) for i, letter in enumerate(operator)) % 97
     return (number + 1) * 1e-3 + sum(part * (i + 2) for i, part in enumerate(key)) * 1e-5
+
+
+@pytest.fixture(scope="session")
+def milliseconds() -> Callable[..., float]:
+    return _milliseconds
 
 
 @pytest.fixture
@@ -63,7 +74,7 @@ def toy_tables(tmp_path: Path) -> str:
 
     def write(name: str, keys: str, rows: list[tuple[int, ...]]) -> None:
         lines = [f"{keys},prediction"]
-        lines += [f"{','.join(map(str, row))},{milliseconds(name, *row)!r}" for row in rows]
+        lines += [f"{','.join(map(str, row))},{_milliseconds(name, *row)!r}" for row in rows]
         text = "\n".join(lines) + "\n"
         if name == "attn_kv_cache_save":
             Path(f"{prefix}__{name}.csv").write_text(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.exectime.conftest import BY_TOKENS, Edit, build, milliseconds
 from trimtab.errors import TrimtabError
+from trimtab.exectime import ExecTables
+from trimtab.exectime.compose import TOKEN_OPERATORS
 
-LAYER = [name for name in BY_TOKENS if name not in ("attn_kv_cache_save", "all_reduce", "send_recv")]
+Build = Callable[..., ExecTables]
+Edit = Callable[[str, Callable[[list[str]], list[str]]], Path]
 
 
 def by_hand(
-    lookup: object,
+    ms: Callable[..., float],
     layers: int,
     decode_kv: list[int],
     prefills: list[tuple[int, int]],
@@ -29,28 +32,27 @@ def by_hand(
     last_stage: bool = True,
 ) -> float:
     """Vidur's stage time, one look-up after the other (milliseconds in, seconds out)."""
-    ms = lookup  # type: ignore[assignment]
     total = len(decode_kv) + sum(chunk for _, chunk in prefills)
     rounded = (total + 7) // 8 * 8
-    attention = sum(ms(op, rounded) for op in ("attn_pre_proj", "attn_post_proj", "attn_rope"))  # type: ignore
-    attention += ms("input_layernorm", rounded) + ms("attn_kv_cache_save", total)  # type: ignore[operator]
-    mlp = sum(ms(op, rounded) for op in ("mlp_up_proj", "mlp_down_proj", "mlp_act"))  # type: ignore[operator]
-    mlp += ms("post_attention_layernorm", rounded)  # type: ignore[operator]
+    attention = sum(ms(op, rounded) for op in ("attn_pre_proj", "attn_post_proj", "attn_rope"))
+    attention += ms("input_layernorm", rounded) + ms("attn_kv_cache_save", total)
+    mlp = sum(ms(op, rounded) for op in ("mlp_up_proj", "mlp_down_proj", "mlp_act"))
+    mlp += ms("post_attention_layernorm", rounded)
     if decode_kv:
         mean = int(sum(decode_kv) / len(decode_kv))
         overhead = 1.1 if grouped and len(decode_kv) > 1 else 1.0
-        attention += ms("attn_decode", len(decode_kv), (mean + 63) // 64 * 64) * overhead  # type: ignore
+        attention += ms("attn_decode", len(decode_kv), (mean + 63) // 64 * 64) * overhead
     if prefills:
         past = sum((kv + 63) // 64 * 64 for kv, _ in prefills)
         square = round(math.sqrt(sum(chunk * chunk for _, chunk in prefills))) ** 2
         overhead = 1.1 if grouped and len(prefills) > 1 else 1.0
-        attention += ms("attn_prefill", past, square) * overhead  # type: ignore[operator]
+        attention += ms("attn_prefill", past, square) * overhead
     if tp > 1:
-        attention += ms("all_reduce", rounded) + 0.02  # type: ignore[operator]
-        mlp += ms("all_reduce", rounded) + 0.02  # type: ignore[operator]
-    stage = layers / pp * (attention + mlp + ms("add", rounded))  # type: ignore[operator]
+        attention += ms("all_reduce", rounded) + 0.02
+        mlp += ms("all_reduce", rounded) + 0.02
+    stage = layers / pp * (attention + mlp + ms("add", rounded))
     if not last_stage:
-        stage += ms("send_recv", rounded)  # type: ignore[operator]
+        stage += ms("send_recv", rounded)
     return stage / 1000
 
 
@@ -68,7 +70,13 @@ BATCHES: list[tuple[list[int], list[tuple[int, int]]]] = [
 @pytest.mark.parametrize(("decodes", "prefills"), BATCHES)
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 2)])
 def test_toy_stage_times_equal_the_formula(
-    toy_tables: str, decodes: list[int], prefills: list[tuple[int, int]], tp: int, pp: int
+    build: Build,
+    milliseconds: Callable[..., float],
+    toy_tables: str,
+    decodes: list[int],
+    prefills: list[tuple[int, int]],
+    tp: int,
+    pp: int,
 ) -> None:
     tables = build("llama-3-8b", tp=tp, pp=pp, kind="tables", path=toy_tables)
     for last in (True, False):
@@ -76,14 +84,16 @@ def test_toy_stage_times_equal_the_formula(
         assert tables.stage_seconds(decodes, prefills, last) == pytest.approx(expected, rel=1e-14)
 
 
-def test_no_batching_overhead_without_grouped_queries(toy_tables: str) -> None:
+def test_no_batching_overhead_without_grouped_queries(
+    build: Build, milliseconds: Callable[..., float], toy_tables: str
+) -> None:
     tables = build("llama-2-7b", kind="tables", path=toy_tables)
     assert tables.many_prefills_factor == 1.0
     expected = by_hand(milliseconds, 32, [5, 6], [(0, 1), (0, 2)], grouped=False)
     assert tables.stage_seconds([5, 6], [(0, 1), (0, 2)]) == pytest.approx(expected, rel=1e-14)
 
 
-def test_shape_of_the_tables(toy_tables: str) -> None:
+def test_shape_of_the_tables(build: Build, toy_tables: str) -> None:
     tables = build(kind="tables", path=toy_tables, cpu_overhead_ms=2.0)
     assert tables.vidur
     assert (tables.kv_step, tables.chunk_step, tables.token_round) == (64, 1, 8)
@@ -98,10 +108,10 @@ def test_shape_of_the_tables(toy_tables: str) -> None:
         assert array.flags.c_contiguous
         assert np.isfinite(array).all()
     assert not tables.decode_s[0].any()  # zero decodes cost nothing
-    assert set(tables.operators) >= {"attn_decode", "attn_prefill", *LAYER}
+    assert set(tables.operators) >= {"attn_decode", "attn_prefill", *TOKEN_OPERATORS}
 
 
-def test_kv_write_may_be_absent(toy_tables: str) -> None:
+def test_kv_write_may_be_absent(build: Build, toy_tables: str) -> None:
     Path(f"{toy_tables}__attn_kv_cache_save.csv").unlink()
     assert not build(kind="tables", path=toy_tables).kv_write_s.any()
 
@@ -128,8 +138,8 @@ BAD = [
 
 
 @pytest.mark.parametrize(("operator", "change", "message"), BAD)
-def test_bad_tables_name_the_place(  # type: ignore[no-untyped-def]
-    toy_tables: str, edit_table: Edit, operator: str, change, message: str
+def test_bad_tables_name_the_place(
+    build: Build, toy_tables: str, edit_table: Edit, operator: str, change, message: str
 ) -> None:
     path = edit_table(operator, change)
     with pytest.raises(TrimtabError) as error:
@@ -139,7 +149,7 @@ def test_bad_tables_name_the_place(  # type: ignore[no-untyped-def]
     assert "\n" not in str(error.value)
 
 
-def test_missing_and_damaged_files(toy_tables: str) -> None:
+def test_missing_and_damaged_files(build: Build, toy_tables: str) -> None:
     with pytest.raises(TrimtabError, match=r"no look-up table .*nowhere__attn_pre_proj\.csv\.gz"):
         build(kind="tables", path="nowhere")
     Path(f"{toy_tables}__add.csv.gz").write_bytes(b"not gzip")
@@ -175,7 +185,7 @@ CASES = [
 
 @pytest.mark.parametrize(("case", "prefix", "model", "tp", "pp"), CASES)
 def test_first_request_of_a_reference_run(
-    vidur_data: Path, case: str, prefix: str, model: str, tp: int, pp: int
+    build: Build, vidur_data: Path, case: str, prefix: str, model: str, tp: int, pp: int
 ) -> None:
     """It prefills alone: its recorded time is the sum of its stages."""
     path = str(vidur_data / "predictor_tables" / prefix)
@@ -190,7 +200,9 @@ def test_first_request_of_a_reference_run(
 
 
 @pytest.mark.parametrize(("case", "prefix", "model", "tp", "pp"), CASES)
-def test_stage_times_by_hand(vidur_data: Path, case: str, prefix: str, model: str, tp: int, pp: int) -> None:
+def test_stage_times_by_hand(
+    build: Build, vidur_data: Path, case: str, prefix: str, model: str, tp: int, pp: int
+) -> None:
     path = str(vidur_data / "predictor_tables" / prefix)
     tables, lookup = build(model, tp=tp, pp=pp, kind="tables", path=path), Csv(path)
     layers = 32 if model == "llama-3-8b" else 80

@@ -89,6 +89,8 @@ def test_unknown_model_says_what_was_perhaps_meant() -> None:
     with pytest.raises(TrimtabError, match="Did you mean 'llama-3-8b'") as error:
         get_model("lama-3-8b")
     assert "\n" not in str(error.value)
+    with pytest.raises(TrimtabError, match=r"unknown model or config\.json path ''"):
+        get_model("")
 
 
 # --- config.json --------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ ARRIVAL = 1
 
 
 class Deadlock(Exception):
-    """Nothing more can happen, but some requests are not served: they never fit."""
+    """Some requests are never served: they do not fit, or preempt each other in circles."""
 
 
 class Stage:
@@ -86,7 +86,8 @@ class Cluster:
         for request in self.requests:
             if math.isfinite(request.arrival):
                 heapq.heappush(self.events, (request.arrival, ARRIVAL, request.index, 0))
-        while self.events:
+        most = 100 * sum(request.prompt + request.output for request in self.requests)
+        while self.events and len(self.iterations) < most:
             now, kind, index, minus_stage = heapq.heappop(self.events)
             if kind == ARRIVAL:
                 self.arrive(now, self.requests[index])

@@ -68,11 +68,6 @@ class Request:
     in_flight: bool = False
 
     @property
-    def age(self) -> tuple[float, int]:
-        """Sort key, oldest first: requests that arrive together go by index."""
-        return (self.arrival, self.index)
-
-    @property
     def decoding(self) -> bool:
         """The prefill of this attempt is complete."""
         return self.processed > self.target

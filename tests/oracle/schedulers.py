@@ -134,7 +134,7 @@ class Vllm(VidurPaged):
         return entries
 
     def decode_batch(self) -> list[Entry]:
-        self.idle.sort(key=lambda request: request.age)
+        self.idle.sort(key=lambda request: request.arrival)  # stable, as Vidur's
         entries: list[Entry] = []
         while self.idle and len(entries) < self.batch_cap:
             request = self.idle.pop(0)
@@ -164,7 +164,7 @@ class Sarathi(VidurPaged):
                 entries.append(prefill_entry(request, chunk))
             else:
                 self.idle.append(request)
-        self.idle.sort(key=lambda request: request.age)
+        self.idle.sort(key=lambda request: request.arrival)  # stable, as Vidur's
         while self.waiting and len(self.running) < self.settings.max_num_seqs:
             chunk = self.next_chunk(self.waiting[0], entries)
             if len(entries) >= self.batch_cap or not self.head_fits() or chunk == 0:
@@ -229,7 +229,8 @@ class LightLlm(Scheduler):
 
     def __init__(self, settings: OracleReplica):
         super().__init__(settings)
-        assert settings.block_size == 1 and settings.num_stages == 1
+        assert settings.block_size == 1
+        assert settings.num_stages == 1
         self.decodes_since_prefill = 0
 
     def next_batch(self) -> Batch | None:
@@ -288,12 +289,19 @@ def largest_need(needs: list[tuple[int, int]]) -> int:
     return largest
 
 
+def urgency(request: Request) -> tuple[int, float, int]:
+    """Priority order: smaller goes first; requests that are equal otherwise go by index."""
+    return (request.priority, request.arrival, request.index)
+
+
 class VllmV1(Scheduler):
     """vLLM v1: one token budget for decodes and prompt chunks; blocks only for this step's tokens.
 
-    Admitted requests come first, in order of admission; if one does not fit, the last admitted
-    (policy "priority": the one with the largest priority, then the youngest) is preempted, and no
-    new request is admitted in that step. Requests in flight are passed over and are no victims.
+    Admitted requests come first, in order of admission, those in flight passed over. If one does not
+    fit, the last admitted (policy "priority": the one with the largest priority, then the youngest)
+    is preempted, and nothing is admitted in that step. A victim in flight cannot be preempted: the
+    step ends and waits for it. (vLLM takes its blocks at once. Choosing another victim instead lets
+    two long prompts in a pipeline preempt each other for ever.)
     """
 
     def enqueue(self, request: Request) -> None:
@@ -302,17 +310,19 @@ class VllmV1(Scheduler):
 
     def order_waiting(self) -> None:
         if self.settings.policy == "priority":
-            self.waiting.sort(key=lambda request: (request.priority, *request.age))
+            self.waiting.sort(key=urgency)
 
     def next_batch(self) -> Batch | None:
         """One step; a step that only preempted is followed by the next at once, as in vLLM's loop."""
         self.entries: list[Entry] = []
-        preempted = True
-        while preempted and not self.entries:
-            preempted = self.continue_running()
-            if not preempted:
+        while True:
+            before = len(self.waiting)
+            if self.continue_running():
                 self.admit_waiting()
-        return Batch(self.entries) if self.entries else None
+            if self.entries:
+                return Batch(self.entries)
+            if len(self.waiting) == before:
+                return None
 
     def end_batch(self, batch: Batch) -> None:
         for entry in batch.entries:
@@ -325,8 +335,8 @@ class VllmV1(Scheduler):
         return self.settings.token_budget - sum(entry.tokens for entry in self.entries)
 
     def continue_running(self) -> bool:
-        """Decodes and started prompts; True if something was preempted."""
-        preempted = False
+        """Decodes and started prompts; False if blocks ran short."""
+        enough = True
         for request in list(self.running):
             if self.budget_left == 0:
                 break
@@ -334,16 +344,18 @@ class VllmV1(Scheduler):
                 continue
             entry = self.next_entry(request)
             while self.blocks_missing(request, entry) > self.free_blocks:
+                enough = False
                 victim = self.victim()
-                preempted = True
+                if victim.in_flight:
+                    return False
                 self.evict(victim)
                 self.order_waiting()
                 self.entries = [kept for kept in self.entries if kept.request is not victim]
                 if victim is request:
-                    return True
+                    return False
             self.allocate(request, self.blocks_missing(request, entry))
             self.entries.append(entry)
-        return preempted
+        return enough
 
     def admit_waiting(self) -> None:
         while self.waiting and self.budget_left > 0 and len(self.running) < self.settings.max_num_seqs:
@@ -365,10 +377,9 @@ class VllmV1(Scheduler):
         return blocks_for(tokens, self.settings.block_size) - request.blocks
 
     def victim(self) -> Request:
-        candidates = [request for request in self.running if not request.in_flight]
         if self.settings.policy == "priority":
-            return max(candidates, key=lambda request: (request.priority, *request.age))
-        return candidates[-1]
+            return max(self.running, key=urgency)
+        return self.running[-1]
 
 
 SCHEDULERS: dict[str, type[Scheduler]] = {

@@ -122,13 +122,13 @@ def compose_tables(
 ) -> ExecTables:
     """Vidur's sum over operators (milliseconds per layer) as seconds per pipeline stage."""
     seconds = num_layers / num_stages / 1000
-    per_layer = sum(one_axis(prefix, operator) for operator in PER_LAYER)
+    per_layer = np.sum([one_axis(prefix, operator) for operator in PER_LAYER], axis=0)
     if tensor_parallel > 1:
         per_layer = per_layer + 2 * (one_axis(prefix, "all_reduce") + launch_ms)
     send = one_axis(prefix, "send_recv") / 1000 if num_stages > 1 else np.zeros(2)
     decode = two_axes(prefix, "attn_decode", square=False) * seconds
     decode[2:] *= 1 + overhead
-    token = per_layer * seconds
+    token: NDArray[np.float64] = per_layer * seconds
     token[0] = send[0] = 0.0
     return ExecTables(
         token_s=token,

@@ -154,7 +154,11 @@ def _iterations(times: np.ndarray, load: np.ndarray, blocks: np.ndarray, replica
     rows["decodes"] = load["running"][:-1]
     rows["prefills"] = load["waiting"][:-1] > 0
     rows["prefill_tokens"] = 512 * rows["prefills"]
-    rows["waiting"], rows["running"], rows["kv_used"] = load["waiting"][:-1], load["running"][:-1], blocks[:-1]
+    rows["waiting"], rows["running"], rows["kv_used"] = (
+        load["waiting"][:-1],
+        load["running"][:-1],
+        blocks[:-1],
+    )
     return rows[rows["decodes"] + rows["prefills"] > 0]
 
 
@@ -180,6 +184,63 @@ def read_case(path: Path) -> tuple[Result, dict[str, Any]]:
     return finish_result(table, replicas, _scenario(replicas, 1.0, "replay", 0, None)), summary
 
 
+def make_table(num_requests: int, replicas: int = 64, seed: int = 0) -> np.ndarray:
+    """A large request table with plausible times, made in one go."""
+    rng = np.random.default_rng(seed)
+    table = np.zeros(num_requests, dtypes.REQUEST)
+    table["arrival"] = np.cumsum(rng.exponential(0.005, num_requests))
+    table["prefill_tokens"] = rng.integers(1, 4000, num_requests)
+    table["decode_tokens"] = rng.integers(1, 800, num_requests)
+    table["scheduled"] = table["arrival"] + rng.exponential(0.05, num_requests)
+    table["first_token"] = table["scheduled"] + 1e-4 * table["prefill_tokens"]
+    table["finished"] = table["first_token"] + 0.02 * (table["decode_tokens"] - 1)
+    table["execution"] = table["finished"] - table["scheduled"]
+    table["status"] = Status.FINISHED
+    table["replica"] = rng.integers(0, replicas, num_requests)
+    return table
+
+
+# Test modules cannot import this file (import mode importlib), so what they use are fixtures.
+FACTORIES = {
+    "make_result": make_result,
+    "make_table": make_table,
+    "finish_result": finish_result,
+    "read_case": read_case,
+}
+for _name, _factory in FACTORIES.items():
+    globals()[f"_{_name}_fixture"] = pytest.fixture(name=_name, scope="session")(
+        lambda _factory=_factory: _factory
+    )
+
+
 @pytest.fixture(scope="session")
 def result() -> Result:
     return make_result(slo={"ttft_ms": 500.0, "tpot_ms": 40.0})
+
+
+@pytest.fixture(scope="session")
+def comparison():
+    """Two routers on two seeds of the queueing model."""
+    import dataclasses
+
+    from trimtab.compare import conclude
+    from trimtab.report.digest import digest_run
+
+    digests = []
+    for seed in (0, 1):
+        for name in ("round-robin", "least-outstanding"):
+            found = make_result(600, router=name, seed=seed, slots=20, slo={"ttft_ms": 500.0})
+            digests.append(dataclasses.replace(digest_run(found, 40), router=name))
+    return conclude(found.scenario, digests, "round-robin")
+
+
+@pytest.fixture(scope="session")
+def scenario() -> Scenario:
+    return _scenario(4, 20.0, "round-robin", 0, None)
+
+
+@pytest.fixture(scope="session")
+def vidur_cases() -> list[Path]:
+    if not CASES:
+        pytest.skip(f"no reference cases under {SHARED}: set TRIMTAB_SHARED")
+    return CASES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import cast
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def _run(arguments: list[str] | None) -> int:
     from trimtab.errors import TrimtabError
 
     # Usage errors (click's, which newer typers carry inside) have no public name of their own.
-    usage_error = typer.BadParameter.__mro__[2]
+    usage_error = cast(type[Exception], typer.BadParameter.__mro__[2])
     try:
         code = app(args=arguments, prog_name="trimtab", standalone_mode=False)
     except TrimtabError as error:

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from trimtab.cli import catalogue, compare, scenario, simulate, workload
 
 app = typer.Typer(
     name="trimtab",
-    help="Simulate LLM clusters on real traffic, and compare how requests are routed.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        catalogue.version()
+        raise typer.Exit()
+
+
+@app.callback()
+def trimtab(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Simulate LLM clusters on real traffic, and compare how requests are routed."""
+
+
 app.command("simulate")(simulate.simulate)
 app.command("compare")(compare.compare)
 app.command("report")(simulate.report)

@@ -74,6 +74,17 @@ def scenario_with(source: str, settings: list[str] | None, **flags: Any) -> Scen
     return load_scenario(source, overrides | parse_settings(settings))
 
 
+def output_folder(out: Path | None, default: str, marker: str) -> Path:
+    """Where to write; somebody else's folder is refused before anything is computed."""
+    folder = out or Path("runs") / default
+    ours = folder.is_dir() and (not any(folder.iterdir()) or (folder / marker).is_file())
+    if folder.exists() and not ours:
+        raise TrimtabError(
+            f"{folder} exists and holds no {marker}, so it is not replaced; give another --out"
+        )
+    return folder
+
+
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     """``["a.b=1", "c=[x, y]"]`` as paths and YAML values."""
     import yaml

@@ -46,6 +46,7 @@ def simulate(
         scenario, setting, model=model, device=device, replicas=replicas, tp=tp, pp=pp,
         scheduler=scheduler, qps=qps, requests=requests, router=router, seed=seed,
     )  # fmt: skip
+    folder = options.output_folder(out, f"{chosen.name}-{chosen.digest()}", "summary.json")
     if wandb:
         _require_wandb()
     from trimtab.report.metrics import summarize
@@ -55,7 +56,6 @@ def simulate(
     with progress_bar(f"simulating {chosen.name}", "requests", quiet or as_json) as report_progress:
         result = run(chosen, progress=report_progress)
     summary = summarize(result)
-    folder = out or Path("runs") / f"{chosen.name}-{chosen.digest()}"
     save(result, folder, summary=summary, plots=plots)
     if wandb:
         _log_to_wandb(wandb, result, summary)

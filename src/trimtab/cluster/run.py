@@ -59,11 +59,6 @@ def check_fleet(fleet: Fleet) -> None:
             f"{who}: lightllm works with block_size 1 and pp 1, "
             f"got block_size {fleet.block_size} and pp {fleet.stages}"
         )
-    if fleet.scheduler == Scheduler.VLLM_V1 and fleet.token_budget < fleet.micro_seqs:
-        raise TrimtabError(
-            f"{who}: vllm_v1 needs token_budget >= max_num_seqs, "
-            f"got {fleet.token_budget} and {fleet.max_seqs}"
-        )
 
 
 def check_requests(requests: NDArray[Any], fleet: Fleet) -> None:
@@ -103,8 +98,8 @@ def prepare(
         _fill_group(row, fleet)
     curves = pack_tables(groups, [fleet.tables for fleet in fleets])
     if max_iterations is None:
-        tokens = int(requests["decode_tokens"].sum()) + 4 * len(requests)
-        max_iterations = min(MAX_ITERATIONS, tokens)
+        tokens = int(requests["decode_tokens"].sum()) + int(requests["prefill_tokens"].sum())
+        max_iterations = min(MAX_ITERATIONS, 4 * tokens)
     state = allocate(
         requests,
         groups,
@@ -132,7 +127,6 @@ def _fill_group(row: Any, fleet: Fleet) -> None:
     row["max_waiting_iters"] = fleet.max_waiting_iters
     row["priority"] = fleet.priority
     row["spare"] = fleet.scheduler in (Scheduler.VLLM, Scheduler.SARATHI)
-    row["by_arrival"] = fleet.scheduler == Scheduler.VLLM
     chunk, batch, kv = 512, 64, 1024
     tables = fleet.tables
     row["prefill_s"] = fleet.stages * tables.stage_seconds([], [(0, chunk)]) / chunk

@@ -28,18 +28,27 @@ def begin(state: State, replica: int) -> int:
     cell = (replicas["batch_head"][replica] + replicas["in_flight"][replica]) % ring
     batch = replica * ring + cell
     pool = pool_of(state, replica)
-    batches["lane"][batch] = pool if ring == 1 else pool + 1 + cell
+    stages = state.groups["stages"][replicas["group"][replica]]
+    batches["lane"][batch] = pool if stages == 1 else pool + 1 + cell
+    batches["preempted"][batch] = 0
+    batches["short"][batch] = 0
+    clear(state, batch)
+    return batch
+
+
+@jit
+def clear(state: State, batch: int) -> None:
+    """An empty batch."""
+    batches = state.batches
     batches["prefills"][batch] = 0
     batches["prefill_tokens"][batch] = 0
     batches["longest"][batch] = 0
     batches["decodes"][batch] = 0
     batches["decode_kv"][batch] = 0
-    batches["preempted"][batch] = 0
     batches["past"][batch] = 0.0
     batches["squares"][batch] = 0.0
     batches["work"][batch] = 0.0
     batches["pairs"][batch] = 0.0
-    return batch
 
 
 @jit
@@ -62,6 +71,24 @@ def add_chunk(state: State, group: int, batch: int, request: int, tokens: int) -
     batches["squares"][batch] += width * width
     batches["work"][batch] += width * past + width * width / 2.0
     batches["pairs"][batch] += width * (width + past)
+
+
+@jit
+def drop_chunk(state: State, group: int, batch: int, request: int) -> int:
+    """Take a request's chunk out of a batch that is being formed; returns its tokens."""
+    batches, chunks = state.batches, state.chunks
+    count = batches["prefills"][batch]
+    index = 0
+    while chunks["request"][batch, index] != request:
+        index += 1
+    dropped = chunks["tokens"][batch, index]
+    kept_tokens = chunks["tokens"][batch].copy()
+    kept_requests = chunks["request"][batch].copy()
+    clear(state, batch)
+    for other in range(count):
+        if other != index:
+            add_chunk(state, group, batch, kept_requests[other], kept_tokens[other])
+    return dropped
 
 
 @jit

@@ -42,6 +42,16 @@ def address_block(arrays: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, np.dtyp
     return block
 
 
+class BundleType(types.Type):
+    """The numba type of a registered class; at module level, so that cached signatures find it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=f"Bundle({name})")
+
+
+register_model(BundleType)(models.OpaqueModel)
+
+
 def register(python_class: type, layout: Layout) -> None:
     """Make ``python_class`` a numba type with ``layout`` = {field: (dtype, dimensions)} in order.
 
@@ -49,12 +59,7 @@ def register(python_class: type, layout: Layout) -> None:
     and must keep the tables alive; tables are C-contiguous and never replaced.
     """
 
-    class BundleType(types.Type):
-        def __init__(self) -> None:
-            super().__init__(name=f"Bundle({python_class.__name__})")
-
-    BundleType.__qualname__ = f"{python_class.__name__}Type"
-    bundle_type = BundleType()
+    bundle_type = BundleType(python_class.__name__)
     names = list(layout)
     array_types = {
         name: types.Array(from_dtype(dtype), dimensions, "C") for name, (dtype, dimensions) in layout.items()
@@ -63,8 +68,6 @@ def register(python_class: type, layout: Layout) -> None:
     @typeof_impl.register(python_class)
     def type_of(value: Any, context: Any) -> types.Type:
         return bundle_type
-
-    register_model(BundleType)(models.OpaqueModel)
 
     @infer_getattr
     class BundleAttribute(AttributeTemplate):  # type: ignore[misc, unused-ignore]

@@ -41,6 +41,7 @@ REQUEST = np.dtype(
         ("target", "i8"),  # tokens to prefill: the prompt, or all tokens so far after a preemption
         ("processed", "i8"),  # tokens prefilled in this attempt (decodes are counted by lane epoch)
         ("next_waiting", "i8"),  # queue link
+        ("order", "f8"),  # place in its pool: arrival or admission, as the scheduler wants it
     ],
     align=True,
 )
@@ -94,7 +95,6 @@ GROUP = np.dtype(
         ("reserve", "i8"),  # blocks reserved for a request's whole life, or 0
         ("max_waiting_iters", "i8"),
         ("spare", "i8"),  # blocks that must be free before a decode goes on
-        ("by_arrival", "i8"),  # 1: pools are kept in order of arrival, 0: of admission
         ("priority", "i8"),  # 1: priority order, 0: first come first served
         ("prefill_s", "f8"),  # s per prompt token and
         ("decode_s", "f8"),  # s per output token that a router may assume
@@ -154,7 +154,8 @@ BATCH = np.dtype(
         ("prefill_tokens", "i8"),
         ("longest", "i8"),  # longest prefill, for padded budgets
         ("decodes", "i8"),  # sequences, one token each
-        ("preempted", "i8"),  # requests preempted while it was formed
+        ("short", "i8"),  # 1: KV ran short while it was formed
+        ("preempted", "i8"),  # requests preempted for it
         ("decode_kv", "i8"),  # KV tokens of all decodes
         ("past", "f8"),  # KV tokens before the prefill chunks (Vidur's grid: in steps)
         ("squares", "f8"),  # sum of squared chunks
@@ -181,6 +182,7 @@ CONTROL = np.dtype(
         ("finished", "i8"),
         ("iterations", "i8"),  # all, recorded or not
         ("tokens", "i8"),  # output tokens
+        ("admissions", "i8"),  # requests taken into service, again after each preemption
         ("router", "i8"),  # Router
         ("choices", "i8"),  # d of power of d
         ("speed_aware", "i8"),

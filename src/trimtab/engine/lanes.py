@@ -5,8 +5,8 @@ lane counts steps (``epoch``). A slot stores ``offset = processed - epoch`` and 
 last token. A request at ``processed`` tokens needs a new KV block when ``processed % block == 1``;
 ``phases[lane, epoch % block]`` counts the decodes for which that is now.
 
-With one pipeline stage a replica has one lane, its pool, and the pool runs as a whole. With more,
-each batch in flight is a lane of its own; its requests come from the pool and go back to it.
+With one pipeline stage the replica's pool runs as a whole, in place. With more, or where only some
+of the decodes can go on, a batch is a lane of its own; its requests leave the pool and return to it.
 """
 
 from __future__ import annotations
@@ -65,15 +65,14 @@ def copy_slot(state: State, lane: int, source: int, target: int) -> None:
 
 @jit
 def open_slot(state: State, lane: int, request: int) -> int:
-    """Make room for a request at the end of the lane, or where its arrival belongs."""
-    slots, arrival = state.slots, state.requests["arrival"]
+    """Make room for a request where its order belongs; equal orders stay as they came."""
+    slots, order = state.slots, state.requests["order"]
     slot = state.lanes["count"][lane]
     if slot >= slots.shape[1]:
         raise IndexError("lane overflow")
-    if state.groups["by_arrival"][group_of_lane(state, lane)]:
-        while slot > 0 and arrival[slots["request"][lane, slot - 1]] > arrival[request]:
-            copy_slot(state, lane, slot - 1, slot)
-            slot -= 1
+    while slot > 0 and order[slots["request"][lane, slot - 1]] > order[request]:
+        copy_slot(state, lane, slot - 1, slot)
+        slot -= 1
     state.lanes["count"][lane] += 1
     slots["request"][lane, slot] = request
     slots["offset"][lane, slot] = 0
@@ -180,7 +179,7 @@ def first_token(state: State, replica: int, lane: int, request: int, now: float)
     slot = state.lanes["count"][lane] - 1
     while slots["request"][lane, slot] != request:
         slot -= 1
-    if requests["preemptions"][request] == 0:
+    if requests["target"][request] == requests["prefill_tokens"][request]:
         requests["first_token"][request] = now
     else:
         record_gap(state, now - requests["last_token"][request], 1)
@@ -214,7 +213,7 @@ def finish(state: State, replica: int, lane: int, slot: int, now: float) -> None
         replicas["kv_used"][replica] -= held_blocks(state, group, lane, slot)
     following = requests["next_turn"][request]
     if following != NONE:
-        requests["arrival"][following] = now + requests["think"][following]
+        requests["arrival"][following] = now + requests["think"][request]
         push(state, requests["arrival"][following], ARRIVAL, following)
 
 

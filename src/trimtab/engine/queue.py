@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from trimtab.engine.dtypes import NONE, Status
+from trimtab.engine.dtypes import NONE, Scheduler, Status
 from trimtab.engine.jit import jit
 from trimtab.engine.state import State
 
 WAITING = int(Status.WAITING)
 RUNNING = int(Status.RUNNING)
+VLLM = int(Scheduler.VLLM)
+VLLM_V1 = int(Scheduler.VLLM_V1)
 
 
 @jit
 def goes_before(state: State, a: int, b: int) -> bool:
-    """Priority order: smaller priority first, then earlier arrival."""
+    """Priority order: smaller priority first, then earlier arrival, then lower index."""
     requests = state.requests
     if requests["priority"][a] != requests["priority"][b]:
         return requests["priority"][a] < requests["priority"][b]
-    return requests["arrival"][a] < requests["arrival"][b]
+    if requests["arrival"][a] != requests["arrival"][b]:
+        return requests["arrival"][a] < requests["arrival"][b]
+    return a < b
 
 
 @jit
@@ -76,4 +80,17 @@ def dequeue(state: State, replica: int, now: float) -> int:
     replicas["running"][replica] += 1
     if requests["preemptions"][request] == 0:
         requests["scheduled"][request] = now
+    requests["order"][request] = place_in_pool(state, replica, request)
     return request
+
+
+@jit
+def place_in_pool(state: State, replica: int, request: int) -> float:
+    """vLLM v0 (Vidur's) keeps its pool by arrival, v1 by admission, the others as batches land."""
+    kind = state.groups["scheduler"][state.replicas["group"][replica]]
+    if kind == VLLM:
+        return state.requests["arrival"][request]
+    if kind == VLLM_V1:
+        state.control["admissions"][0] += 1
+        return float(state.control["admissions"][0])
+    return 0.0

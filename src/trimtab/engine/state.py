@@ -82,7 +82,7 @@ def allocate(
     group_of = np.repeat(np.arange(len(groups)), counts)
     num_replicas = len(group_of)
     stages = int(groups["stages"].max())
-    lanes_per_replica = 1 if stages == 1 else stages + 1
+    lanes_per_replica = stages + 1
     width = int(groups["max_seqs"].max())
     lanes = np.zeros(num_replicas * lanes_per_replica, dtypes.LANE)
     lanes["next_finish"] = dtypes.NEVER

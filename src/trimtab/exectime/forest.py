@@ -71,11 +71,16 @@ def build_forest(
 
 
 class _Sizes:
-    """Ends of the grids: tokens of a batch, sequences, chunk tokens, KV tokens (whole steps)."""
+    """Ends of the grids: tokens of a batch, sequences, chunk tokens, KV tokens.
+
+    Tokens and KV go up to a power of two, so that traffic with another longest request finds the
+    same grids in the cache.
+    """
 
     def __init__(self, tokens: int, batch: int, chunk: int, kv: int):
-        self.tokens, self.batch, self.chunk = tokens, batch, chunk
-        self.kv = -(-kv // KV_STEP) * KV_STEP
+        self.batch, self.chunk = batch, chunk
+        self.tokens = 1 << (tokens - 1).bit_length()
+        self.kv = max(KV_STEP, 1 << (kv - 1).bit_length())
 
 
 def _fit_grids(

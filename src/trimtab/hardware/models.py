@@ -136,7 +136,7 @@ def get_model(name: str | Path) -> Model:
     if found is not None:
         return _models()[found]
     path = Path(name)
-    if path.is_dir() or path.is_file() or path.suffix == ".json":
+    if str(name) and (path.is_dir() or path.is_file() or path.suffix == ".json"):
         from trimtab.hardware.hf_config import read_config
 
         return read_config(path)

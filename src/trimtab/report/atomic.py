@@ -46,7 +46,9 @@ def _refuse_foreign(target: Path, marker: str) -> None:
     if not target.is_dir() or target.is_symlink():
         raise TrimtabError(f"{target} exists and is not a folder; give another output folder")
     if any(target.iterdir()) and not (target / marker).is_file():
-        raise TrimtabError(f"{target} exists and holds no {marker}, so it is not replaced; give another folder")
+        raise TrimtabError(
+            f"{target} exists and holds no {marker}, so it is not replaced; give another folder"
+        )
 
 
 def _swap(draft: Path, target: Path) -> None:

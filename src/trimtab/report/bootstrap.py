@@ -62,7 +62,7 @@ def reduce_to_blocks(values: Floats, block: NDArray[np.int64], num_blocks: int) 
     bins = len(edges) - 1
     at = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, bins - 1)
     counts = np.bincount(block * bins + at, minlength=num_blocks * bins).reshape(num_blocks, bins)
-    return Blocks(edges, counts.astype(np.float64), np.bincount(block, values, num_blocks))
+    return Blocks(edges, counts.astype(np.float64), np.bincount(block, values, num_blocks).astype(np.float64))
 
 
 def draw_weights(num_blocks: int, draws: int, seed: int) -> Floats:

@@ -23,7 +23,7 @@ FAMILIES: dict[str, Definition] = {
         "ms",
         "time to first token",
         "arrival to the end of the iteration that produces the first output token, queueing included",
-        "prefill_time_e2e",
+        "prefill_time_e2e_cdf",
     ),
     "tpot_ms": Definition(
         "ms",
@@ -39,106 +39,107 @@ FAMILIES: dict[str, Definition] = {
         "decode_token_execution_plus_preemption_times",
     ),
     "e2el_ms": Definition(
-        "ms", "end-to-end latency", "arrival to the last output token", "request_e2e_time"
+        "ms", "end-to-end latency", "arrival to the last output token", "request_e2e_time_cdf"
     ),
     "normalized_latency_ms": Definition(
         "ms/token",
         "normalised latency",
         "end-to-end latency / output tokens",
-        "request_e2e_time_normalized",
+        "request_e2e_time_normalised_cdf",
     ),
     "scheduling_delay_ms": Definition(
         "ms",
         "scheduling delay",
         "arrival to the start of the first iteration that works on the request",
-        "request_scheduling_delay",
+        "request_scheduling_delay_cdf",
     ),
     "execution_ms": Definition(
         "ms",
         "execution time",
         "time inside running iterations, work that a preemption threw away included",
-        "request_execution_time",
+        "request_execution_time_cdf",
     ),
     "execution_normalized_ms": Definition(
         "ms/token",
         "normalised execution time",
         "execution time / output tokens",
-        "request_execution_time_normalized",
     ),
     "preempted_ms": Definition(
         "ms",
         "preempted time",
         "finished - scheduled - execution: begun, but in no running iteration (preempted, or passed over)",
-        "request_preempted_time",
+        "request_preempted_time_cdf",
     ),
     "execution_plus_preemption_ms": Definition(
         "ms",
         "execution plus preemption",
         "first scheduled to the last output token",
-        "request_execution_plus_preemption_time",
+        "request_execution_plus_preemption_times_cdf",
     ),
     "execution_plus_preemption_normalized_ms": Definition(
         "ms/token",
         "normalised execution plus preemption",
         "execution plus preemption / output tokens",
-        "request_execution_plus_preemption_time_normalized",
     ),
     "prefill_ms": Definition(
         "ms",
         "prefill time",
         "first scheduled to the first output token: time to first token less the scheduling delay",
-        "prefill_time_execution_plus_preemption",
+        "prefill_time_execution_plus_preemption_cdf",
     ),
     "prefill_normalized_ms": Definition(
         "ms/token",
         "normalised prefill time",
         "prefill time / prompt tokens",
-        "prefill_time_execution_plus_preemption_normalized",
+        "prefill_time_execution_plus_preemption_normalized_cdf",
     ),
     "decode_normalized_ms": Definition(
         "ms/token",
         "decode time per output token, Vidur's",
         "(finished - first token) / output tokens: what Vidur calls TPOT; the first token is counted",
-        "decode_time_execution_plus_preemption_normalized",
+        "decode_time_execution_plus_preemption_normalized_cdf",
     ),
     "inter_arrival_ms": Definition(
         "ms",
         "inter-arrival delay",
         "gap between an arrival and the one before it",
-        "request_inter_arrival_delay",
+        "request_inter_arrival_delay_histogram",
     ),
     "prompt_tokens": Definition(
-        "tokens", "prompt tokens", "tokens of the prompt, per request that arrived", "request_prefill_tokens"
+        "tokens",
+        "prompt tokens",
+        "tokens of the prompt, per request that arrived",
     ),
     "output_tokens": Definition(
         "tokens",
         "output tokens",
         "output tokens asked for, per request that arrived",
-        "request_decode_tokens",
     ),
     "request_tokens": Definition(
-        "tokens", "request tokens", "prompt plus output tokens, per request that arrived", "request_num_tokens"
+        "tokens",
+        "request tokens",
+        "prompt plus output tokens, per request that arrived",
+        "request_num_tokens_histogram",
     ),
     "prompt_output_ratio": Definition(
         "",
         "prompt to output ratio",
         "prompt tokens / output tokens, per request that arrived",
-        "request_pd_ratio",
     ),
     "restarts": Definition(
-        "", "restarts", "preemptions by recompute, per completed request", "request_num_restarts"
+        "", "restarts", "preemptions by recompute, per completed request", "request_num_restarts_histogram"
     ),
     "batch_size": Definition(
         "sequences",
         "batch size",
         "sequences in an iteration, each iteration counting once",
-        "batch_sizes",
+        "batch_sizes_cdf",
     ),
     "batch_tokens": Definition(
         "tokens",
         "batch tokens",
         "tokens computed in an iteration: prefill chunks plus one per decode",
-        "batch_num_tokens",
+        "batch_num_tokens_cdf",
     ),
     "iteration_ms": Definition(
         "ms",
@@ -233,9 +234,13 @@ REPLICA_COLUMNS: dict[str, Definition] = {
     "finished": Definition("requests", "finished", "requests that it completed"),
     "preemptions": Definition("", "preemptions", "preemptions by recompute"),
     "iterations": Definition("", "iterations", "batches run"),
-    "prefill_tokens": Definition("tokens", "prefill tokens", "prompt tokens computed, recomputed ones included"),
+    "prefill_tokens": Definition(
+        "tokens", "prefill tokens", "prompt tokens computed, recomputed ones included"
+    ),
     "decode_tokens": Definition("tokens", "decode tokens", "tokens generated by decode steps"),
-    "busy_share": Definition("share", "busy share", "share of time that a stage computes", "busy_time_percent"),
+    "busy_share": Definition(
+        "share", "busy share", "share of time that a stage computes", "busy_time_percent"
+    ),
     "mfu": Definition("share", "MFU", "model FLOPs / busy time / peak", "mfu"),
     "kv_utilization": Definition("share", "KV mean", "KV blocks in use, mean over time", "memory_usage"),
     "kv_peak": Definition("share", "KV peak", "highest share of KV blocks in use"),

@@ -47,8 +47,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("preemptions_per_request", "Preemptions", source="restarts"),
 )
 CURVES = ("ttft_ms", "tpot_ms", "e2el_ms", "scheduling_delay_ms")
-# Where quantile curves are taken: evenly up to 90 %, then ever finer towards 99.95 %.
-CURVE_SHARES = np.concatenate([np.linspace(0, 0.9, 121), 1 - np.geomspace(0.1, 5e-4, 80)[1:]])
+# Where quantile curves are taken: evenly up to 90 %, then ever finer towards 99.95 %, and where people look.
+CURVE_SHARES = np.unique(
+    np.round([*np.linspace(0, 0.9, 121), *(1 - np.geomspace(0.1, 5e-4, 80)[1:]), 0.95, 0.99, 0.999], 5)
+)
 HEAT_ROWS = 64
 
 
@@ -83,7 +85,7 @@ def digest_run(result: Result, heat_bins: int = 160) -> Digest:
         blocks=_blocks(result, columns),
         curves={name: _curve(columns[name]) for name in CURVES},
         routed=result.replicas["routed"].astype(np.int64),
-        heat=_heat(result, start, end, heat_bins),
+        heat=load_map(result, heat_bins),
         seconds=end - start,
         lengths=(
             int(requests["prefill_tokens"].sum(dtype=np.int64)),
@@ -103,7 +105,9 @@ def _blocks(result: Result, columns: dict[str, Floats]) -> dict[str, Blocks]:
     done = requests["status"] == Status.FINISHED
     several = done & (requests["decode_tokens"] > 1)
     kept = {"ttft_ms": done, "tpot_ms": several, "e2el_ms": done, "restarts": done}
-    blocks = {name: bootstrap.reduce_to_blocks(columns[name], block[rows], count) for name, rows in kept.items()}
+    blocks = {
+        name: bootstrap.reduce_to_blocks(columns[name], block[rows], count) for name, rows in kept.items()
+    }
     good = meets_slo(result).astype(np.float64)
     return blocks | {"good": bootstrap.reduce_to_blocks(good, block, count)}
 
@@ -112,7 +116,9 @@ def _curve(values: Floats) -> Floats:
     return np.quantile(values, CURVE_SHARES) if len(values) else np.full(len(CURVE_SHARES), np.nan)
 
 
-def _heat(result: Result, start: float, end: float, bins: int) -> Floats:
+def load_map(result: Result, bins: int) -> Floats:
+    """(bins, rows) requests waiting or running, mean per span of time; at most HEAT_ROWS rows."""
+    start, end = span(result)
     load = (result.samples["waiting"] + result.samples["running"]).astype(np.float64)
     if load.shape[1] > HEAT_ROWS:  # rows become means of neighbours
         edges = np.arange(HEAT_ROWS) * load.shape[1] // HEAT_ROWS

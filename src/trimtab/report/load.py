@@ -56,4 +56,4 @@ def binned_mean(times: Floats, values: NDArray[np.generic], edges: Floats) -> Fl
     for index in np.flatnonzero(counts == 0):
         before = at[index] - 1
         means[index] = values[before] if before >= 0 else 0.0
-    return means
+    return np.asarray(means)

@@ -75,7 +75,12 @@ def _latency_figure(result: Result) -> Figure:
         ("ttft_ms", "Time to first token", "A long flat top is a tail: few requests wait very long.", BLUE),
         ("tpot_ms", "Time per output token", "Steep is steady: every reader sees the same pace.", TEAL),
         ("e2el_ms", "End-to-end latency", "Mostly output length; compare its tail with the queue's.", PURPLE),
-        ("scheduling_delay_ms", "Scheduling delay", "The part of the first token's time spent in a queue.", ORANGE),
+        (
+            "scheduling_delay_ms",
+            "Scheduling delay",
+            "The part of the first token's time spent in a queue.",
+            ORANGE,
+        ),
     )
     for panel, (name, title, see, colour) in zip(axes.flat, panels, strict=True):
         _cdf(panel, columns[name] / 1e3, colour)
@@ -120,15 +125,31 @@ def _timeline_figure(series: Figures) -> Figure:
     flow.plot(time, series["arrivals"], color=MUTED, linewidth=1.4, label="arrivals")
     flow.plot(time, series["completions"], color=BLUE, linewidth=1.8, label="completions")
     flow.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper right")
-    _dress(flow, "In and out", "Completions that stay below arrivals: the cluster falls behind.", "s", "requests/s")
+    _dress(
+        flow,
+        "In and out",
+        "Completions that stay below arrivals: the cluster falls behind.",
+        "s",
+        "requests/s",
+    )
     waiting = series["waiting"].sum(axis=1)
     queue.fill_between(time, waiting, color=ORANGE, alpha=0.2, linewidth=0)
     queue.plot(time, waiting, color=ORANGE, linewidth=1.8)
-    _dress(queue, "Queue", "Requests waiting at all replicas; growth without end is overload.", "s", "requests")
+    _dress(
+        queue, "Queue", "Requests waiting at all replicas; growth without end is overload.", "s", "requests"
+    )
     tokens.plot(time, series["decode_tokens"], color=TEAL, linewidth=1.8)
-    _dress(tokens, "Output", "Tokens generated per second; a plateau is the cluster's capacity.", "s", "tokens/s")
+    _dress(
+        tokens, "Output", "Tokens generated per second; a plateau is the cluster's capacity.", "s", "tokens/s"
+    )
     _lines(memory, time, 100 * series["kv_used"])
-    _dress(memory, "KV cache", "Share of KV blocks in use; at 100 % requests queue or restart.", "s", "% of blocks")
+    _dress(
+        memory,
+        "KV cache",
+        "Share of KV blocks in use; at 100 % requests queue or restart.",
+        "s",
+        "% of blocks",
+    )
     for panel in axes.flat:
         panel.set_ylim(0, 1.15 * max(panel.get_ylim()[1], 1e-9))  # room for the legend
         panel.set_xlim(0, time[-1])
@@ -156,7 +177,7 @@ def _replicas_figure(result: Result, series: Figures) -> Figure:
     extent = (0.0, float(series["time"][-1]), len(load) - 0.5, -0.5)
     image = heat.imshow(load, aspect="auto", extent=extent, cmap="viridis", interpolation="nearest", vmin=0)
     bar = figure.colorbar(image, ax=heat, pad=0.012, fraction=0.03)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=MUTED, length=0)
     see = "Requests waiting or running: rows that differ are an uneven load, bright columns a burst."
     _dress(heat, "Load per replica", see, "s", "replica")

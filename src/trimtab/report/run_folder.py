@@ -79,7 +79,7 @@ def load(directory: str | Path) -> Result:
     itl = np.zeros(ITL_BINS, np.int64)
     bins = _read(folder, "itl", ("bin", "tokens"))
     itl[bins["bin"]] = bins["tokens"]
-    samples = _read(folder, "samples", ("time", *dtypes.SAMPLE.names or ()))
+    samples = _read(folder, "samples", ("time", *(dtypes.SAMPLE.names or ())))
     replicas = _structured(_read(folder, "replicas", dtypes.REPLICA.names or ()), dtypes.REPLICA)
     requests = _read(folder, "requests", REQUEST_COLUMNS)
     requests["status"] = np.array([WORDS.index(word) for word in requests["status"].tolist()], dtype=np.int8)
@@ -225,7 +225,8 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise TrimtabError(f"{path} is not JSON at line {error.lineno}, column {error.colno}") from None
     if facts.get("format") != FORMAT:
-        raise TrimtabError(f"{path}: format {facts.get('format')!r} is not known; this version reads {FORMAT}")
+        given = facts.get("format")
+        raise TrimtabError(f"{path}: format {given!r} is not known; this version reads {FORMAT}")
     return facts
 
 

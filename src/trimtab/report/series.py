@@ -19,8 +19,8 @@ def time_series(result: Result, bins: int = 120) -> dict[str, Floats]:
     """Columns over ``bins`` equal spans of the run.
 
     ``time`` (bins,) s since the first arrival, middle of each bin; ``arrivals``, ``completions``
-    (requests/s), ``prefill_completions`` (requests/s that got their first token) and
-    ``decode_tokens`` (tokens/s, each request's spread evenly over its decoding) (bins,);
+    (requests/s), ``prefill_completions`` (requests/s that got their first token), ``prefill_tokens``
+    and ``decode_tokens`` (tokens/s, each request's spread evenly over its prefill or decoding) (bins,);
     ``waiting``, ``running`` requests and ``kv_used`` share (bins, R).
     """
     start, end = span(result)
@@ -30,7 +30,7 @@ def time_series(result: Result, bins: int = 120) -> dict[str, Floats]:
     width = edges[1] - edges[0]
 
     def rate(times: NDArray[Any]) -> Floats:
-        return np.histogram(times[np.isfinite(times)], edges)[0] / width
+        return np.asarray(np.histogram(times[np.isfinite(times)], edges)[0] / width)
 
     samples = result.samples
     return {
@@ -38,7 +38,10 @@ def time_series(result: Result, bins: int = 120) -> dict[str, Floats]:
         "arrivals": rate(table["arrival"]),
         "completions": rate(done["finished"]),
         "prefill_completions": rate(done["first_token"]),
-        "decode_tokens": _spread(done["first_token"], done["finished"], done["decode_tokens"] - 1, edges) / width,
+        "prefill_tokens": _spread(done["scheduled"], done["first_token"], done["prefill_tokens"], edges)
+        / width,
+        "decode_tokens": _spread(done["first_token"], done["finished"], done["decode_tokens"] - 1, edges)
+        / width,
         "waiting": binned_mean(result.sample_times, samples["waiting"], edges),
         "running": binned_mean(result.sample_times, samples["running"], edges),
         "kv_used": binned_mean(result.sample_times, samples["kv_used"], edges),
@@ -55,6 +58,6 @@ def _spread(start: Floats, end: Floats, amount: NDArray[Any], edges: Floats) -> 
         at = np.searchsorted(begin[order], edges, side="right")
         slopes = np.concatenate([[0.0], np.cumsum(slope[order])])[at]
         offsets = np.concatenate([[0.0], np.cumsum((slope * begin)[order])])[at]
-        return slopes * edges - offsets
+        return np.asarray(slopes * edges - offsets)
 
     return np.maximum(np.diff(integral(start) - integral(end)), 0.0)

@@ -11,6 +11,8 @@ from trimtab.result import Result
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from trimtab.compare import Comparison
+
 WIDTH = 50
 COUNTS = (
     ("Successful requests:", "completed"),
@@ -35,6 +37,17 @@ CLUSTER = (
     ("KV utilisation, mean (%):", "kv_utilization"),
     ("Model FLOPs utilisation (%):", "mfu"),
     ("Busiest replica / mean, over time:", "load_outstanding_max_over_mean"),
+)
+# Of a comparison's metrics, those that fit an ordinary terminal; the page has all.
+ON_TERMINAL = (
+    "p50_ttft_ms",
+    "p99_ttft_ms",
+    "p50_tpot_ms",
+    "p99_tpot_ms",
+    "mean_e2el_ms",
+    "p99_e2el_ms",
+    "request_goodput",
+    "load_outstanding_max_over_mean",
 )
 
 
@@ -72,7 +85,18 @@ def replica_table(result: Result, limit: int = 16) -> Table:
 
     rows = replica_rows(result)
     table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    for heading in ("replica", "device", "requests", "share", "queue", "running", "busy", "MFU", "KV", "KV peak"):
+    for heading in (
+        "replica",
+        "device",
+        "requests",
+        "share",
+        "queue",
+        "running",
+        "busy",
+        "MFU",
+        "KV",
+        "KV peak",
+    ):
         table.add_column(heading, justify="left" if heading == "device" else "right")
     for index in _shown(rows["mean_running"] + rows["mean_queue_length"], limit):
         if index is None:
@@ -113,4 +137,56 @@ def print_result(result: Result, summary: dict[str, float] | None = None) -> Non
         Console().print(replica_table(result))
 
 
-__all__ = ["bench_table", "print_result", "replica_table"]
+def print_comparison(comparison: Comparison) -> None:
+    """The answer, then metrics by routers: the best in bold, what is level with it in plain, others dim."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from trimtab.report.words import headline, notices
+
+    console = Console(highlight=False)
+    answer, backing = headline(comparison)
+    console.print(Text(answer, style="bold"), Text(backing), sep=" ")
+    console.print(comparison_table(comparison))
+    seeds = len(comparison.seeds)
+    console.print(
+        Text(
+            f"Means over {seeds} seed{'s' if seeds != 1 else ''}. * best: beats every other at 95 %;"
+            " ~ cannot be told from the best.",
+            style="dim",
+        )
+    )
+    for said in notices(comparison):
+        console.print(Text(said, style="yellow"))
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Routers down, metrics across."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from trimtab.report.definitions import define
+    from trimtab.report.digest import METRICS
+    from trimtab.report.words import number
+
+    metrics = [metric for metric in METRICS if metric.key in comparison.table and metric.key in ON_TERMINAL]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("router", no_wrap=True)
+    for metric in metrics:
+        table.add_column(metric.title, justify="right")
+    for router in comparison.routers:
+        cells = []
+        for metric in metrics:
+            verdict = comparison.verdicts[metric.key]
+            said = number(comparison.table[metric.key][router].value.value, define(metric.key).unit)
+            if verdict.winner == router:
+                cells.append(Text(f"{said} *", style="bold green"))
+            elif router in verdict.tied and len(verdict.tied) < len(comparison.routers):
+                cells.append(Text(f"{said} ~"))
+            else:
+                cells.append(Text(f"{said}  ", style="dim"))
+        table.add_row(router, *cells)
+    return table
+
+
+__all__ = ["bench_table", "comparison_table", "print_comparison", "print_result", "replica_table"]

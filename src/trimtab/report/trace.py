@@ -43,10 +43,14 @@ def _names(result: Result) -> Iterator[str]:
         group = result.groups[replica["group"]]
         name = f"replica {index} ({group.device})"
         yield json.dumps({"ph": "M", "pid": index, "name": "process_name", "args": {"name": name}})
-        yield json.dumps({"ph": "M", "pid": index, "name": "process_sort_index", "args": {"sort_index": index}})
+        yield json.dumps(
+            {"ph": "M", "pid": index, "name": "process_sort_index", "args": {"sort_index": index}}
+        )
         for lane in range(group.pp):
             label = "iterations" if group.pp == 1 else f"iterations, batch {lane} in flight"
-            yield json.dumps({"ph": "M", "pid": index, "tid": lane, "name": "thread_name", "args": {"name": label}})
+            yield json.dumps(
+                {"ph": "M", "pid": index, "tid": lane, "name": "thread_name", "args": {"name": label}}
+            )
 
 
 def _iteration_events(result: Result, table: Any) -> Iterator[str]:
@@ -60,21 +64,24 @@ def _iteration_events(result: Result, table: Any) -> Iterator[str]:
         '{"ph":"X","name":"%s","pid":%d,"tid":%d,"ts":%.3f,"dur":%.3f,"args":{"sequences":%d,"tokens":%d,'
         '"prefills":%d,"prefill_tokens":%d,"decodes":%d,"waiting":%d,"running":%d,"kv_blocks":%d}}'
     )
-    return (form % row for row in _rows(
-        kinds,
-        table["replica"],
-        lanes,
-        1e6 * table["start"],
-        1e6 * (table["end"] - table["start"]),
-        table["prefills"] + table["decodes"],
-        table["prefill_tokens"] + table["decodes"],
-        table["prefills"],
-        table["prefill_tokens"],
-        table["decodes"],
-        table["waiting"],
-        table["running"],
-        table["kv_used"],
-    ))
+    return (
+        form % row
+        for row in _rows(
+            kinds,
+            table["replica"],
+            lanes,
+            1e6 * table["start"],
+            1e6 * (table["end"] - table["start"]),
+            table["prefills"] + table["decodes"],
+            table["prefill_tokens"] + table["decodes"],
+            table["prefills"],
+            table["prefill_tokens"],
+            table["decodes"],
+            table["waiting"],
+            table["running"],
+            table["kv_used"],
+        )
+    )
 
 
 def _counter_events(result: Result, horizon: float) -> Iterator[str]:
@@ -94,7 +101,9 @@ def _counter_events(result: Result, horizon: float) -> Iterator[str]:
 
 def _request_events(result: Result, horizon: float) -> Iterator[str]:
     table = result.requests
-    shown = np.flatnonzero((table["status"] == Status.FINISHED) & (table["finished"] <= horizon))[:MAX_REQUESTS]
+    shown = np.flatnonzero((table["status"] == Status.FINISHED) & (table["finished"] <= horizon))[
+        :MAX_REQUESTS
+    ]
     form = '{"ph":"%s","cat":"request","name":"%s","id":%d,"pid":%d,"tid":0,"ts":%.3f%s}'
     row = table[shown]
     for index, replica, prompt, output, arrival, scheduled, first, last in _rows(

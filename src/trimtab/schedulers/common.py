@@ -88,6 +88,7 @@ def make_room(state: State, replica: int, batch: int, slot: int, blocks: int) ->
     """Preempt from the end of the pool until ``blocks`` are free; False if ``slot`` itself went."""
     pool = pool_of(state, replica)
     while free_blocks(state, replica) < blocks:
+        state.batches["short"][batch] = 1
         victim = state.lanes["count"][pool] - 1
         preempt(state, replica, pool, victim)
         state.batches["preempted"][batch] += 1

@@ -1,68 +1,122 @@
 """vLLM v1: one token budget for everything, prompts chunked, KV taken as tokens are computed.
 
 Running requests come first, in the order they were admitted; then waiting ones while budget, KV and
-``max_num_seqs`` last, and only if nothing was preempted in this step. When KV runs short the last
-running request is preempted (policy "priority": the one of largest priority value, then latest
-arrival). Source: vllm/v1/core/sched/scheduler.py.
+``max_num_seqs`` last, and only if KV did not run short in this step. When it does the last running
+request is preempted (policy "priority": the one of largest priority value, then latest arrival). A
+victim in flight in another pipeline batch is waited for (vLLM takes its blocks at once). Source:
+vllm/v1/core/sched/scheduler.py.
 """
 
 from __future__ import annotations
 
-from trimtab.engine.batches import add_chunk, add_decodes
+from trimtab.engine.batches import add_chunk, add_decodes, drop_chunk
 from trimtab.engine.dtypes import NEVER, NONE
 from trimtab.engine.jit import jit
 from trimtab.engine.lanes import add_prefill, blocks_for, move_slot, pool_of, preempt
 from trimtab.engine.queue import dequeue, goes_before
 from trimtab.engine.state import State
-from trimtab.schedulers.common import drop_moved, free_blocks, mark_moved, needs_block
+from trimtab.schedulers.common import (
+    drop_moved,
+    free_blocks,
+    make_room,
+    mark_moved,
+    needs_block,
+    sequences,
+)
 from trimtab.schedulers.sarathi import remaining, room
 
 
 @jit
 def form_vllm_v1(state: State, replica: int, batch: int, now: float) -> None:
-    """Running first, then waiting."""
-    pool = pool_of(state, replica)
-    lanes, batches = state.lanes, state.batches
-    start = 0
-    if batches["lane"][batch] == pool and lanes["decodes"][pool] > 0:
-        block = state.groups["block_size"][state.replicas["group"][replica]]
-        needed = state.phases[pool, lanes["epoch"][pool] % block]
-        if free_blocks(state, replica) >= needed:
-            state.replicas["kv_used"][replica] += needed
-            add_decodes(state, batch)
-            start = lanes["count"][pool] - lanes["prefilling"][pool]
-    if start < lanes["count"][pool]:
-        walk_running(state, replica, batch, start)
-    if batches["preempted"][batch] == 0:
-        admit_waiting(state, replica, batch, now)
+    """Running first, then waiting; a step that only preempted is followed by the next at once."""
+    batches = state.batches
+    while True:
+        batches["preempted"][batch] = 0
+        batches["short"][batch] = 0
+        continue_running(state, replica, batch)
+        if batches["short"][batch] == 0:
+            admit_waiting(state, replica, batch, now)
+            return
+        if sequences(state, batch) > 0 or batches["preempted"][batch] == 0:
+            return
 
 
 @jit
-def walk_running(state: State, replica: int, batch: int, start: int) -> None:
-    """Running requests from slot ``start`` on, one at a time; the decodes before it are in."""
+def continue_running(state: State, replica: int, batch: int) -> None:
+    """All decodes in one step where all can go on; else one request at a time."""
+    pool = pool_of(state, replica)
+    group = state.replicas["group"][replica]
+    lanes = state.lanes
+    if lanes["count"][pool] == 0:
+        return
+    if state.batches["lane"][batch] == pool:
+        needed = state.phases[pool, lanes["epoch"][pool] % state.groups["block_size"][group]]
+        if free_blocks(state, replica) >= needed and steps_together(state, group, pool):
+            state.replicas["kv_used"][replica] += needed
+            add_decodes(state, batch)
+            continue_tail(state, replica, batch)
+            return
+        state.batches["lane"][batch] = pool + 1
+    walk_running(state, replica, batch)
+
+
+@jit
+def steps_together(state: State, group: int, pool: int) -> bool:
+    """Whether every decode certainly gets its token: none behind a prompt, budget for all."""
+    lanes = state.lanes
+    prompts = lanes["prefilling"][pool]
+    if lanes["decodes"][pool] > state.groups["token_budget"][group]:
+        return False
+    if prompts > 0 and state.groups["priority"][group]:
+        return False  # a prompt may preempt a decode
+    for slot in range(lanes["count"][pool] - prompts, lanes["count"][pool]):
+        if state.slots["finish"][pool, slot] != NEVER:
+            return False
+    return True
+
+
+@jit
+def continue_tail(state: State, replica: int, batch: int) -> None:
+    """The prompts under way behind the decodes, in place; short of KV the last running one goes."""
+    pool = pool_of(state, replica)
+    group = state.replicas["group"][replica]
+    slot = state.lanes["decodes"][pool]
+    while slot < state.lanes["count"][pool] and room(state, replica, batch) > 0:
+        request = state.slots["request"][pool, slot]
+        tokens = min(remaining(state, request), room(state, replica, batch))
+        blocks = blocks_needed(state, group, pool, slot, tokens)
+        if not make_room(state, replica, batch, slot, blocks):
+            return
+        state.replicas["kv_used"][replica] += blocks
+        add_chunk(state, group, batch, request, tokens)
+        slot += 1
+
+
+@jit
+def walk_running(state: State, replica: int, batch: int) -> None:
+    """One running request after the other moves from the pool into the batch's lane."""
     pool = pool_of(state, replica)
     group = state.replicas["group"][replica]
     lane = state.batches["lane"][batch]
-    budget = state.groups["token_budget"][group] - start
-    slot = start
+    budget = state.groups["token_budget"][group]
+    slot = 0
     while slot < state.lanes["count"][pool] and budget > 0:
         request = state.slots["request"][pool, slot]
         decoding = state.slots["finish"][pool, slot] != NEVER
         tokens = 1 if decoding else min(remaining(state, request), budget)
-        if not make_room_v1(state, replica, batch, slot, blocks_needed(state, group, pool, slot, tokens)):
-            continue
-        budget -= tokens
-        state.replicas["kv_used"][replica] += blocks_needed(state, group, pool, slot, tokens)
+        blocks = blocks_needed(state, group, pool, slot, tokens)
+        returned = make_room_v1(state, replica, batch, slot, blocks)
+        if returned == NONE:
+            break
+        budget += returned - tokens
+        state.replicas["kv_used"][replica] += blocks
         if not decoding:
             add_chunk(state, group, batch, request, tokens)
-        if lane != pool:
-            move_slot(state, pool, slot, lane)
-            mark_moved(state, pool, slot)
+        move_slot(state, pool, slot, lane)
+        mark_moved(state, pool, slot)
         slot += 1
-    if lane != pool:
-        drop_moved(state, pool)
-    if start == 0:
-        add_decodes(state, batch)
+    drop_moved(state, pool)
+    add_decodes(state, batch)
 
 
 @jit
@@ -76,31 +130,74 @@ def blocks_needed(state: State, group: int, pool: int, slot: int, tokens: int) -
 
 
 @jit
-def make_room_v1(state: State, replica: int, batch: int, slot: int, blocks: int) -> bool:
-    """Preempt until ``blocks`` are free; False if the request itself went."""
+def make_room_v1(state: State, replica: int, batch: int, slot: int, blocks: int) -> int:
+    """Preempt until ``blocks`` are free. Returns the tokens of requests that leave the batch for it,
+    or NONE if the step ends here: the request at ``slot`` went itself, or the victim is in flight."""
+    batches, slots = state.batches, state.slots
     pool = pool_of(state, replica)
+    lane = batches["lane"][batch]
+    by_priority = state.groups["priority"][state.replicas["group"][replica]]
+    returned = 0
     while free_blocks(state, replica) < blocks:
-        victim = choose_victim(state, replica, pool, slot)
+        batches["short"][batch] = 1
+        victim_lane = pool
+        victim = least_urgent(state, pool, slot) if by_priority else state.lanes["count"][pool] - 1
+        if by_priority and state.lanes["count"][lane] > 0:
+            other = least_urgent(state, lane, 0)
+            if goes_before(state, slots["request"][pool, victim], slots["request"][lane, other]):
+                victim_lane, victim = lane, other
+        if waits_for_flight(state, replica, slots["request"][victim_lane, victim]):
+            return NONE
+        batches["preempted"][batch] += 1
+        if victim_lane == lane:
+            returned += take_back(state, replica, batch, victim)
+            continue
         preempt(state, replica, pool, victim)
-        state.batches["preempted"][batch] += 1
         if victim == slot:
-            return False
-    return True
+            return NONE
+    return returned
 
 
 @jit
-def choose_victim(state: State, replica: int, pool: int, slot: int) -> int:
-    """The last running request, or by policy the least urgent one that is not in the batch yet."""
-    last = state.lanes["count"][pool] - 1
-    if not state.groups["priority"][state.replicas["group"][replica]]:
-        return last
-    victim = last
-    for other in range(slot, last):
-        if goes_before(
-            state, state.slots["request"][pool, victim], state.slots["request"][pool, other]
-        ):
-            victim = other
-    return victim
+def waits_for_flight(state: State, replica: int, victim: int) -> bool:
+    """Whether a request in flight would be the victim instead: it cannot be preempted, so wait."""
+    replicas, requests = state.replicas, state.requests
+    ring = len(state.batches) // len(state.replicas)
+    by_priority = state.groups["priority"][replicas["group"][replica]]
+    for index in range(replicas["in_flight"][replica]):
+        cell = (replicas["batch_head"][replica] + index) % ring
+        lane = state.batches["lane"][replica * ring + cell]
+        for slot in range(state.lanes["count"][lane]):
+            other = state.slots["request"][lane, slot]
+            if by_priority:
+                if goes_before(state, victim, other):
+                    return True
+            elif requests["order"][other] > requests["order"][victim]:
+                return True
+    return False
+
+
+@jit
+def least_urgent(state: State, lane: int, start: int) -> int:
+    """The slot, from ``start`` on, whose request comes last in order of priority."""
+    worst = start
+    for slot in range(start + 1, state.lanes["count"][lane]):
+        if goes_before(state, state.slots["request"][lane, worst], state.slots["request"][lane, slot]):
+            worst = slot
+    return worst
+
+
+@jit
+def take_back(state: State, replica: int, batch: int, slot: int) -> int:
+    """Preempt a request that is already in the batch being formed; returns its tokens."""
+    lane = state.batches["lane"][batch]
+    group = state.replicas["group"][replica]
+    tokens = 1
+    if state.slots["finish"][lane, slot] == NEVER:
+        tokens = drop_chunk(state, group, batch, state.slots["request"][lane, slot])
+    state.replicas["kv_used"][replica] -= blocks_needed(state, group, lane, slot, tokens)
+    preempt(state, replica, lane, slot)
+    return tokens
 
 
 @jit

@@ -1,0 +1,146 @@
+"""Runs every benchmark and rewrites RESULTS.md: what was measured, where, and what was to be reached.
+
+A benchmark is a program ``benchmarks/<name>.py`` that prints one JSON object on its last line.
+``python benchmarks/run_all.py [NAME ...] [--quick]``; ``--quick`` is passed on and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+RESULTS = HERE / "RESULTS.md"
+SHARED = Path(os.environ.get("TRIMTAB_SHARED", ROOT.parent / "shared"))
+
+# Figure -> (target, what is better). From the issue that asked for it.
+TARGETS: dict[str, dict[str, tuple[float, str]]] = {
+    "engine_speed": {
+        "iterations_per_cpu_s": (3_000_000, ">="),
+        "requests_per_cpu_s_4": (100_000, ">="),
+        "requests_per_cpu_s_64": (50_000, ">="),
+    },
+    "whole_process": {"seconds_warm": (1.5, "<="), "seconds_first": (20, "<=")},
+    "million": {"seconds": (60, "<="), "peak_gb": (2, "<=")},
+    "queueing_theory": {},
+    "vidur_agreement": {"max_time_error_s": (1e-6, "<="), "batches_equal": (1, ">=")},
+}
+
+
+def arguments_for(name: str) -> list[str] | None:
+    """What a benchmark needs on its command line; None where its data is not here."""
+    if name != "vidur_agreement":
+        return []
+    cases = sorted((SHARED / "data" / "vidur" / "cases").glob("*/"))
+    tables = SHARED / "data" / "vidur" / "predictor_tables"
+    return [*map(str, cases), "--tables", str(tables)] if cases else None
+
+
+def run(name: str, quick: bool) -> dict[str, Any]:
+    """Run one benchmark; its figures, or what went wrong."""
+    arguments = arguments_for(name)
+    if arguments is None:
+        return {"skipped": "no reference data; set TRIMTAB_SHARED"}
+    command = [sys.executable, str(HERE / f"{name}.py"), *arguments, *(["--quick"] if quick else [])]
+    print(f"== {name}", flush=True)
+    started = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    print(done.stdout, end="", flush=True)
+    lines = done.stdout.strip().splitlines()
+    try:
+        figures: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    except json.JSONDecodeError:
+        figures = {}
+    if done.returncode or not figures:
+        return {"failed": f"exit code {done.returncode}"}
+    return {**figures, "benchmark_wall_s": round(time.perf_counter() - started, 1)}
+
+
+def table(name: str, figures: dict[str, Any]) -> list[str]:
+    """One section of RESULTS.md."""
+    command = f"python benchmarks/{name}.py"
+    if name == "vidur_agreement":
+        command += " ../shared/data/vidur/cases/* --tables ../shared/data/vidur/predictor_tables"
+    lines = [
+        "",
+        f"## {name}",
+        "",
+        f"`{command}`",
+        "",
+        "| figure | measured | target | |",
+        "|---|---|---|---|",
+    ]
+    for key, value in figures.items():
+        if key == "name":
+            continue
+        target, relation = TARGETS.get(name, {}).get(key, (None, ""))
+        verdict = ""
+        if target is not None and isinstance(value, (int, float)):
+            reached = value >= target if relation == ">=" else value <= target
+            verdict = "reached" if reached else "missed"
+        wanted = "" if target is None else f"{relation} {shown(target)}"
+        lines.append(f"| {key} | {shown(value)} | {wanted} | {verdict} |")
+    return lines
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value).replace("|", "\\|")
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def machine() -> str:
+    """Processor, cores, operating system, Python."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+
+
+def commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="benchmarks to run; all by default")
+    parser.add_argument(
+        "--quick", action="store_true", help="seconds instead of minutes; RESULTS.md is left alone"
+    )
+    options = parser.parse_args()
+    there = sorted(path.stem for path in HERE.glob("*.py") if path.stem != "run_all" and path.stem[0] != "_")
+    unknown = sorted(set(options.names) - set(there))
+    if unknown:
+        print(f"error: unknown benchmark {unknown[0]!r}; allowed: {', '.join(there)}", file=sys.stderr)
+        return 2
+    results = {name: run(name, options.quick) for name in options.names or there}
+    if not options.quick and not options.names:
+        lines = ["# Results", "", "Written by `make bench`.", "", f"- date: {datetime.date.today()}"]
+        lines += [f"- commit: {commit()}", f"- machine: {machine()}"]
+        for name, figures in results.items():
+            lines += table(name, figures)
+        RESULTS.write_text("\n".join(lines) + "\n")
+        print(f"wrote {RESULTS.relative_to(ROOT)}")
+    return 1 if any("failed" in figures for figures in results.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""The compiled engine equals the readable oracle: every time, every batch, every preemption."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cluster.conftest import run_engine
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from oracle import simulate
+from oracle.schedulers import SCHEDULERS
+from strategies import Cluster, clusters
+
+
+def assert_equal(cluster: Cluster) -> None:
+    expected, iterations = simulate(cluster.requests, cluster.replicas, cluster.router)
+    state = run_engine(cluster.requests, cluster.replicas, cluster.router)
+    table = state.requests
+    assert table["replica"].tolist() == [request.replica for request in expected]
+    assert table["preemptions"].tolist() == [request.preemptions for request in expected]
+    for name in ("arrival", "scheduled", "first_token", "finished"):
+        times = [getattr(request, name) for request in expected]
+        np.testing.assert_allclose(table[name], times, rtol=1e-9, atol=1e-9, err_msg=name)
+    count = int(state.control["iterations"][0])
+    assert count == len(iterations)
+    ours = np.sort(state.iterations[:count], order=["replica", "end"])
+    theirs = sorted(iterations, key=lambda one: (one.replica, one.end))
+    for name in ("replica", "prefill_tokens", "prefills", "decodes", "waiting", "running", "kv_used"):
+        assert ours[name].tolist() == [getattr(one, name) for one in theirs], name
+    np.testing.assert_allclose(ours["end"], [one.end for one in theirs], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(ours["attention_pairs"], [one.attention_pairs for one in theirs])
+
+
+@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_scheduler_equals_the_oracle(scheduler: str, data: st.DataObject) -> None:
+    assert_equal(data.draw(clusters(schedulers=(scheduler,))))
+
+
+@given(cluster=clusters())
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_mixed_clusters_equal_the_oracle(cluster: Cluster) -> None:
+    assert_equal(cluster)

@@ -100,11 +100,13 @@ def random_tables(seed: int) -> ExecTables:
 
 
 @st.composite
-def request_tables(draw: st.DrawFn, num_replicas: int, turns: bool = True, most: int = 14) -> Any:
+def request_tables(draw: st.DrawFn, num_replicas: int, turns: bool = True, most: int = 16) -> Any:
     """REQUEST (N,): ties in arrival, single-token answers and (with ``turns``) closed loops occur."""
-    gaps = st.just(0.0) | st.floats(0.0, 4.0)
-    asked = draw(st.lists(st.tuples(gaps, st.integers(1, 24), st.integers(1, 10)), min_size=1, max_size=most))
-    openers = draw(st.integers(1, len(asked))) if turns else len(asked)
+    count = draw(st.integers(1, most))
+    gaps = st.just(0.0) | st.floats(0.0, 1.0)
+    lengths = st.tuples(gaps, st.integers(1, 24), st.integers(1, 16))
+    asked = draw(st.lists(lengths, min_size=count, max_size=count))
+    openers = draw(st.integers(1, count)) if turns and draw(st.booleans()) else count
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     rows: list[dict[str, Any]] = []
     now = 0.0
@@ -148,10 +150,10 @@ def oracle_replicas(
         tables=random_tables(draw(st.integers(0, 2**16))),
         scheduler=name,
         num_stages=num_stages,
-        max_num_seqs=draw(st.integers(num_stages, 4 * num_stages)),
+        max_num_seqs=num_stages * draw(st.integers(1, 8)) + draw(st.integers(0, num_stages - 1)),
         token_budget=(longest if whole_prompts else 1) + draw(st.integers(0, 40)),
         block_size=block_size,
-        num_blocks=fitting + draw(st.integers(0, 2 * fitting)),
+        num_blocks=fitting + draw(st.integers(0, fitting)),
         watermark_blocks=watermark,
         max_blocks_per_sequence=reserved,
         max_waiting_iters=draw(st.integers(1, 4)),
@@ -168,7 +170,7 @@ def clusters(
     most_stages: int = 3,
 ) -> Cluster:
     """One to four replicas, alike or (more often) each of its own kind, and a dozen requests."""
-    num_replicas = draw(st.integers(1, 4))
+    num_replicas = draw(st.sampled_from([1, 1, 1, 2, 3, 4]))
     requests = draw(request_tables(num_replicas, turns))
     longest = int((requests["prefill_tokens"] + requests["decode_tokens"]).max())
     one = oracle_replicas(longest, schedulers, most_stages)

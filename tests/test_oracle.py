@@ -117,8 +117,8 @@ def test_the_next_turn_arrives_after_the_answer_and_a_pause() -> None:
     assert [(request.arrival, request.finished) for request in requests] == [(0.0, 13.0), (18.0, 30.0)]
 
 
-def test_batch_ends_come_before_arrivals_at_the_same_instant() -> None:
-    """B arrives when A's prompt ends: A's decode is formed first, B comes in the batch after."""
+def test_a_batch_is_formed_from_all_that_ended_and_arrived_by_then() -> None:
+    """B arrives when A's prompt ends: A's decode and B's prompt share the next batch."""
     table = request_table(
         [
             {"arrival": 0.0, "prefill_tokens": 3, "decode_tokens": 2},
@@ -126,14 +126,14 @@ def test_batch_ends_come_before_arrivals_at_the_same_instant() -> None:
         ]
     )
     _, iterations = simulate(table, [OracleReplica(tables=plain_tables())], "round_robin")
-    assert [it.requests for it in iterations] == [[0], [0], [1]]
+    assert [it.requests for it in iterations] == [[0], [0, 1]]
 
 
-def test_arrivals_at_the_same_instant_are_handled_one_by_one() -> None:
-    """The first of three finds an idle replica and is batched alone; the others share a batch."""
+def test_requests_that_arrive_together_share_a_batch() -> None:
+    """Three find an idle replica at the same instant."""
     rows = [{"arrival": 1.0, "prefill_tokens": 3, "decode_tokens": 1}] * 3
     _, iterations = simulate(request_table(rows), [OracleReplica(tables=plain_tables())], "round_robin")
-    assert [it.requests for it in iterations] == [[0], [1, 2]]
+    assert [it.requests for it in iterations] == [[0, 1, 2]]
 
 
 def test_a_request_that_never_fits_is_reported() -> None:

@@ -57,7 +57,7 @@ def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]
     if group.pp > 1 and not info.pipeline:
         raise TrimtabError(f"group {name!r}: scheduler {info.name} does not support pp {group.pp}; allowed: 1")
     block_size = config.block_size or info.block_size
-    num_blocks = config.num_blocks or _planned_blocks(group, model, device, block_size)
+    num_blocks = config.num_blocks or _planned_blocks(group, model, device, block_size, longest)
     reserve = -(-(config.kv_reservation_tokens or longest) // block_size) if info.reserves else 0
     max_seqs = config.max_num_seqs or info.max_num_seqs
     if reserve:
@@ -83,8 +83,11 @@ def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]
     return fleet, _facts(group, fleet, model, device, info)
 
 
-def _planned_blocks(group: ReplicaGroup, model: Model, device: Device, block_size: int) -> int:
-    return plan_kv(model, device, group.tp, group.pp, block_size, group.memory_margin).num_blocks
+def _planned_blocks(
+    group: ReplicaGroup, model: Model, device: Device, block_size: int, longest: int
+) -> int:
+    plan = plan_kv(model, device, group.tp, group.pp, block_size, group.memory_margin, longest)
+    return plan.num_blocks
 
 
 def _token_budget(info: SchedulerInfo, given: int | None, longest: int) -> int:

@@ -21,13 +21,16 @@ def assert_equal(cluster: Cluster) -> None:
     for name in ("arrival", "scheduled", "first_token", "finished"):
         times = [getattr(request, name) for request in expected]
         np.testing.assert_allclose(table[name], times, rtol=1e-9, atol=1e-9, err_msg=name)
+    executed = [request.execution for request in expected]
+    np.testing.assert_allclose(table["execution"], executed, rtol=1e-9, atol=1e-9)
     count = int(state.control["iterations"][0])
     assert count == len(iterations)
     ours = np.sort(state.iterations[:count], order=["replica", "end"])
     theirs = sorted(iterations, key=lambda one: (one.replica, one.end))
     for name in ("replica", "prefill_tokens", "prefills", "decodes", "waiting", "running", "kv_used"):
         assert ours[name].tolist() == [getattr(one, name) for one in theirs], name
-    np.testing.assert_allclose(ours["end"], [one.end for one in theirs], rtol=1e-9, atol=1e-9)
+    for name in ("start", "end"):
+        np.testing.assert_allclose(ours[name], [getattr(one, name) for one in theirs], rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(ours["attention_pairs"], [one.attention_pairs for one in theirs])
 
 

@@ -2,10 +2,9 @@
 
 Order of events at the same instant, by decision (they do not coincide in the reference cases):
     1. batches that leave a stage: lower replica first, then the later stage;
-    2. arrivals: lower request index first.
-An event is handled to its end before the next: a replica whose batch ends forms its next batch at
-once, before requests that arrive at that instant; the first of several requests that arrive together
-at an idle replica is batched alone. (Vidur queues all requests that arrive together first.)
+    2. arrivals: lower request index first;
+    3. replicas form their batches: lower replica first.
+So a batch is formed from all that has ended and arrived by then, as in Vidur.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from oracle.schedulers import SCHEDULERS, Scheduler
 
 STAGE_END = 0
 ARRIVAL = 1
+FORM = 2
 
 
 class Deadlock(Exception):
@@ -40,6 +40,7 @@ class Replica:
         self.scheduler: Scheduler = SCHEDULERS[settings.scheduler](settings)
         self.stages = [Stage() for _ in range(settings.num_stages)]
         self.batches_in_flight = 0
+        self.forming = False
 
     @property
     def outstanding(self) -> int:
@@ -91,6 +92,9 @@ class Cluster:
             now, kind, index, minus_stage = heapq.heappop(self.events)
             if kind == ARRIVAL:
                 self.arrive(now, self.requests[index])
+            elif kind == FORM:
+                self.replicas[index].forming = False
+                self.form_batches(now, self.replicas[index])
             else:
                 self.leave_stage(now, self.replicas[index], -minus_stage)
         stuck = [request.index for request in self.requests if not request.done]
@@ -101,7 +105,13 @@ class Cluster:
         request.replica = self.router.choose(request, self.replicas)
         replica = self.replicas[request.replica]
         replica.scheduler.enqueue(request)
-        self.form_batches(now, replica)
+        self.form_later(now, replica)
+
+    def form_later(self, now: float, replica: Replica) -> None:
+        """Batches form when all that ends and arrives at this instant is known."""
+        if not replica.forming:
+            replica.forming = True
+            heapq.heappush(self.events, (now, FORM, replica.index, 0))
 
     def form_batches(self, now: float, replica: Replica) -> None:
         """As many batches as there are stages may be in flight."""
@@ -162,7 +172,7 @@ class Cluster:
                 follower = self.requests[entry.request.next_turn]
                 follower.arrival = now + entry.request.think
                 heapq.heappush(self.events, (follower.arrival, ARRIVAL, follower.index, 0))
-        self.form_batches(now, replica)
+        self.form_later(now, replica)
 
     def write_down(self, now: float, replica: Replica, batch: Batch) -> Iteration:
         entries = batch.entries

@@ -125,7 +125,7 @@ class Vllm(VidurPaged):
         while self.waiting and self.head_fits():
             longest = max([self.waiting[0].target] + [entry.tokens for entry in entries])
             padded = longest * (len(entries) + 1)
-            if padded > self.settings.token_budget:
+            if entries and padded > self.settings.token_budget:
                 break
             if len(self.running) == self.settings.max_num_seqs or len(entries) == self.batch_cap:
                 break
@@ -254,7 +254,7 @@ class LightLlm(Scheduler):
             head = self.waiting[0]
             tokens = head.target + sum(entry.tokens for entry in entries)
             needs.append((head.target + 1, max(0, head.output - 2)))
-            if tokens > self.settings.token_budget or largest_need(needs) >= self.settings.num_blocks:
+            if (entries and tokens > self.settings.token_budget) or largest_need(needs) >= self.settings.num_blocks:
                 break
             entries.append(prefill_entry(self.admit(head.target), head.target))
         return entries
@@ -360,10 +360,9 @@ class VllmV1(Scheduler):
     def admit_waiting(self) -> None:
         while self.waiting and self.budget_left > 0 and len(self.running) < self.settings.max_num_seqs:
             entry = self.next_entry(self.waiting[0])
-            missing = self.blocks_missing(self.waiting[0], entry)
-            if missing > self.free_blocks:
+            if blocks_for(self.waiting[0].target, self.settings.block_size) > self.free_blocks:
                 break
-            self.admit(missing)
+            self.admit(self.blocks_missing(self.waiting[0], entry))
             self.entries.append(entry)
 
     def next_entry(self, request: Request) -> Entry:

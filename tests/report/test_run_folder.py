@@ -88,7 +88,7 @@ def test_empty_folder_is_taken(result, tmp_path):
 
 def test_foreign_folder_is_left_alone(result, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(TrimtabError, match="holds no summary.json"):
+    with pytest.raises(TrimtabError, match=r"holds no summary\.json"):
         save(result, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -104,9 +104,14 @@ def test_failure_leaves_nothing_and_keeps_the_old(tmp_path, failure):
     target = tmp_path / "run"
     with replacing(target, "marker") as draft:
         (draft / "marker").write_text("old")
-    with pytest.raises(failure), replacing(target, "marker") as draft:
-        (draft / "marker").write_text("new")
-        raise failure
+
+    def fail_halfway():
+        with replacing(target, "marker") as draft:
+            (draft / "marker").write_text("new")
+            raise failure
+
+    with pytest.raises(failure):
+        fail_halfway()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert (target / "marker").read_text() == "old"
 

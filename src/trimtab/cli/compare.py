@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,7 +62,8 @@ def compare(
         comparison = run(chosen, routers, numbers, progress=report_progress, workers=workers)
     save_comparison(comparison, folder)
     if as_json:
-        print((folder / "comparison.json").read_text(), end="")
+        contents = json.loads((folder / "comparison.json").read_text())
+        print(json.dumps({key: value for key, value in contents.items() if key != "runs"}, indent=1))
     elif not quiet:
         _show(comparison)
     note(f"report: open {folder}/index.html", quiet or as_json)

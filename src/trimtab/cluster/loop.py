@@ -1,14 +1,14 @@
 """The event loop: arrivals and batch ends in order of time, over all replicas.
 
 Simultaneous events: batch ends first (lower replica first), then arrivals (lower request first),
-then load samples. ``tests/cluster/test_event_order.py`` pins this.
+then replicas form their batches (lower first), then load samples. ``tests/cluster/test_event_order.py`` pins this.
 """
 
 from __future__ import annotations
 
 from trimtab.engine.batches import begin, land, launch
 from trimtab.engine.dtypes import NONE, Event, Outcome, Scheduler
-from trimtab.engine.heap import drop_first
+from trimtab.engine.heap import drop_first, push
 from trimtab.engine.invariants import check
 from trimtab.engine.jit import DEBUG, door, jit
 from trimtab.engine.queue import enqueue
@@ -22,7 +22,7 @@ from trimtab.schedulers.sarathi import form_sarathi
 from trimtab.schedulers.vllm import form_vllm
 from trimtab.schedulers.vllm_v1 import form_vllm_v1
 
-BATCH_END = int(Event.BATCH_END)
+BATCH_END, ARRIVAL, FORM = int(Event.BATCH_END), int(Event.ARRIVAL), int(Event.FORM)
 DONE, PAUSED, ASKING = int(Outcome.DONE), int(Outcome.PAUSED), int(Outcome.ASKING)
 OUTSIDE = int(Router.OUTSIDE)
 VLLM, SARATHI = int(Scheduler.VLLM), int(Scheduler.SARATHI)
@@ -61,6 +61,21 @@ def schedule(state: State, replica: int, now: float) -> None:
 
 
 @jit
+def settle(state: State, replica: int, now: float) -> None:
+    """Form batches now, or after what else happens at this very instant."""
+    control = state.control
+    following = control["next_arrival"][0]
+    more = control["heap_size"][0] > 0 and state.events["time"][0] == now
+    if following < control["num_timed"][0] and state.requests["arrival"][following] == now:
+        more = True
+    if not more:
+        schedule(state, replica, now)
+    elif not state.replicas["forming"][replica]:
+        state.replicas["forming"][replica] = 1
+        push(state, now, FORM, replica)
+
+
+@jit
 def place(state: State, request: int, replica: int, now: float) -> None:
     """A routed request enters its replica's queue."""
     replicas, requests = state.replicas, state.requests
@@ -73,7 +88,7 @@ def place(state: State, request: int, replica: int, now: float) -> None:
     replicas["pending_prefill"][replica] += requests["prefill_tokens"][request]
     replicas["expected_decode"][replica] += requests["expected_decode"][request]
     enqueue(state, replica, request)
-    schedule(state, replica, now)
+    settle(state, replica, now)
 
 
 @door
@@ -104,7 +119,7 @@ def advance(state: State, until: float) -> int:
             arrival = requests["arrival"][following]
             if events["time"][0] < arrival:
                 arrives = False
-            elif events["time"][0] == arrival:
+            elif events["time"][0] == arrival and events["kind"][0] != FORM:
                 arrives = events["kind"][0] != BATCH_END and events["who"][0] > following
         now = requests["arrival"][following] if arrives else events["time"][0]
         if now > until:
@@ -112,12 +127,16 @@ def advance(state: State, until: float) -> int:
         if control["next_sample"][0] < now:
             sample_until(state, now)
         control["now"][0] = now
-        if not arrives and events["kind"][0] == BATCH_END:
-            replica = events["who"][0]
+        if not arrives and events["kind"][0] != ARRIVAL:
+            kind, replica = events["kind"][0], events["who"][0]
             drop_first(state)
-            touch(state, replica, now)
-            land(state, replica, now)
-            schedule(state, replica, now)
+            if kind == FORM:
+                state.replicas["forming"][replica] = 0
+                schedule(state, replica, now)
+            else:
+                touch(state, replica, now)
+                land(state, replica, now)
+                settle(state, replica, now)
             continue
         if arrives:
             control["next_arrival"][0] = following + 1

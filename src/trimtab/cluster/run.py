@@ -75,11 +75,6 @@ def check_requests(requests: NDArray[Any], fleet: Fleet) -> None:
             f"request {longest} needs KV for {tokens} tokens, but a replica of group {fleet.name!r} has room for "
             f"{max(room, 0)}; cap the workload with max_tokens or give the group more memory"
         )
-    if fleet.scheduler in (Scheduler.VLLM, Scheduler.LIGHTLLM) and tokens > fleet.token_budget:
-        raise TrimtabError(
-            f"request {longest} has {tokens} tokens, more than token_budget {fleet.token_budget} of group "
-            f"{fleet.name!r}, whose scheduler never splits a prompt; raise token_budget or cap max_tokens"
-        )
 
 
 def prepare(

@@ -173,16 +173,19 @@ def launch(state: State, replica: int, batch: int, now: float) -> None:
     first = replica * ring_size(state)
     start = max(now, batches["stage_free"][first])
     clock = now
+    total = 0.0
     for stage in range(stages):
         spent = seconds
         if stage < stages - 1:
             spent += line(state, groups["send_at"][group], last, float(rounded))
         clock = max(clock, batches["stage_free"][first + stage]) + spent
         batches["stage_free"][first + stage] = clock
-        replicas["busy"][replica] += spent
+        total += spent
+    replicas["busy"][replica] += total
     batches["start"][batch] = start
     batches["end"][batch] = clock
     batches["stage"][batch] = seconds
+    batches["spent"][batch] = total
     replicas["in_flight"][replica] += 1
     replicas["iterations"][replica] += 1
     replicas["attention_pairs"][replica] += batches["pairs"][batch]
@@ -202,7 +205,7 @@ def land(state: State, replica: int, now: float) -> None:
     replicas["in_flight"][replica] -= 1
     group = replicas["group"][replica]
     lane = batches["lane"][batch]
-    seconds = batches["stage"][batch] * state.groups["stages"][group]
+    seconds = batches["spent"][batch]
     if batches["decodes"][batch] > 0:
         step(state, replica, lane, now, seconds)
     for index in range(batches["prefills"][batch]):

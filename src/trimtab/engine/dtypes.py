@@ -63,6 +63,7 @@ REPLICA = np.dtype(
         ("kv_total", "i8"),  # blocks
         # batches in flight
         ("in_flight", "i8"),
+        ("forming", "i8"),  # 1: a FORM event of this instant is due
         ("batch_head", "i8"),  # oldest batch, index in its ring
         ("waiting_iters", "i8"),  # lightllm: decode iterations since a prefill
         # sums over the run
@@ -163,7 +164,8 @@ BATCH = np.dtype(
         ("pairs", "f8"),  # sum of q * (q + kv)
         ("start", "f8"),  # s
         ("end", "f8"),  # s
-        ("stage", "f8"),  # s on one stage
+        ("stage", "f8"),  # s on the last stage
+        ("spent", "f8"),  # s on all stages, sending included
         ("stage_free", "f8"),  # s, when the stage of this index is free (not of the batch)
     ],
     align=True,
@@ -200,7 +202,7 @@ ITERATION = np.dtype(
         ("start", "f8"),  # s, on the first stage
         ("end", "f8"),  # s, on the last stage
         ("replica", "i4"),
-        ("stage", "f4"),  # s on one stage
+        ("stage", "f4"),  # s on the last stage
         ("prefill_tokens", "i4"),
         ("prefills", "i4"),  # sequences
         ("decodes", "i4"),  # sequences, one token each
@@ -226,6 +228,7 @@ class Event(IntEnum):
 
     BATCH_END = 0
     ARRIVAL = 1
+    FORM = 2  # batches form when all that ends and arrives at an instant is known
     # load samples are taken after every event of their time
 
 

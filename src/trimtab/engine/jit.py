@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from numba.core.types import unliteral
 
 DEBUG = os.environ.get("TRIMTAB_DEBUG", "") not in ("", "0")
 COMPILED_PACKAGES = ("engine", "schedulers", "routers", "cluster")
@@ -65,7 +66,19 @@ def _compile(function: Function, **options: Any) -> Function:
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = CACHE_DIRECTORY
     try:
-        compiled: Function = numba.njit(cache=True, nogil=True, error_model="python", **options)(function)
-        return compiled
+        return _without_literals(
+            numba.njit(cache=True, nogil=True, error_model="python", **options)(function)
+        )
     finally:
         numba.config.CACHE_DIR = before
+
+
+def _without_literals(dispatcher: Any) -> Any:
+    """Let calls with constants share one compiled version instead of one per constant."""
+    resolve = dispatcher.get_call_template
+
+    def get_call_template(args: Any, kws: Any) -> Any:
+        return resolve(tuple(unliteral(arg) for arg in args), kws)
+
+    dispatcher.get_call_template = get_call_template
+    return dispatcher

@@ -108,7 +108,7 @@ def allocate(
         phases=np.zeros((len(lanes), int(groups["block_size"].max())), np.int64),
         batches=np.zeros(num_replicas * stages, dtypes.BATCH),
         chunks=np.zeros((num_replicas * stages, width), dtypes.CHUNK),
-        events=np.zeros(num_replicas * stages + len(requests) - timed + 1, dtypes.EVENT),
+        events=np.zeros(num_replicas * (stages + 1) + len(requests) - timed + 1, dtypes.EVENT),
         curves=curves,
         iterations=np.empty(max_iterations, dtypes.ITERATION),
         sample_times=np.zeros(SAMPLE_CAPACITY),

@@ -16,6 +16,7 @@ from trimtab.routers import ROUTERS
 
 if TYPE_CHECKING:
     from trimtab.compare import Comparison, Estimate
+    from trimtab.report.bootstrap import Interval
 
 CARDS = (
     "p99_ttft_ms",
@@ -134,7 +135,7 @@ def _map_text(comparison: Comparison) -> str:
     )
     return (
         f"Requests waiting or running, {rows}, time from left to right (seed {comparison.seeds[0]}). Rows of"
-        " one colour are an even load; a dark streak in one row is a replica that fell behind while others"
+        " one colour are an even load; a lone streak in one row is a replica that fell behind while others"
         " had room."
     )
 
@@ -162,9 +163,18 @@ def _cell(comparison: Comparison, metric: Metric, router: str) -> str:
     verdict = comparison.verdicts[metric.key]
     level = len(verdict.tied) == len(comparison.routers)
     state = "win" if verdict.winner == router else "tie" if router in verdict.tied and not level else ""
-    ends = f"<small>{between(value.low, value.high, unit)}</small>" if math.isfinite(value.low) else ""
+    shown = number(value.value, unit)
+    ends = f"<small>{_ends(value, shown, unit)}</small>" if math.isfinite(value.low) else ""
     sortable = value.value if math.isfinite(value.value) else 1e300
-    return f'<td class="{state}" data-value="{sortable:.6g}">{number(value.value, unit)}{ends}</td>'
+    return f'<td class="{state}" data-value="{sortable:.6g}">{shown}{ends}</td>'
+
+
+def _ends(value: Interval, shown: str, unit: str) -> str:
+    """The interval below a value; in the value's own unit it needs no unit."""
+    said = between(value.low, value.high, unit)
+    name = shown.partition(" ")[2]
+    parts = said.split(" ")
+    return f"{parts[0]} to {parts[2]}" if name and len(parts) == 4 and parts[3] == name else said
 
 
 def _method(comparison: Comparison) -> str:

@@ -1,28 +1,28 @@
-"""Three pictures of a run as PNG. Each panel carries one sentence that says what to see in it."""
+"""Three pictures of a run as PNG. Each chart carries one sentence that says what to see in it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.report.canvas import INK, MUTED, RAMP, Box, Canvas, Chart, label
 from trimtab.report.metrics import request_columns
 from trimtab.report.series import time_series
+from trimtab.report.words import number
 from trimtab.result import Result
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-INK, MUTED, GRID = "#1d2430", "#657083", "#e3e7ee"
-BLUE, ORANGE, TEAL, PURPLE = "#2f6fdb", "#dd7a1f", "#14907c", "#7d55c7"
-DPI = 110
+WIDTH, HEIGHT = 1240, 820
+BLUE, ORANGE, TEAL, PURPLE = "#2f6fdb", "#d9730d", "#0f8f7a", "#7d55c7"
+PALETTE = (BLUE, ORANGE, TEAL, PURPLE, "#c2376a", "#5d7d12", "#1793bd", "#8c6a34")  # as many lines at most
+QUARTERS = tuple(
+    Box(left, top, left + 515, top + 240) for top in (128, 500) for left in (75, 695)
+)  # four charts
 CURVE_POINTS = 400
-MAX_LINES = 8  # replicas drawn one by one; more become a band
+HISTOGRAM_BARS = 64
 
-Figures = dict[str, Any]
+Series = dict[str, NDArray[np.float64]]
 
 
 def write_plots(result: Result, directory: str | Path) -> list[Path]:
@@ -30,164 +30,140 @@ def write_plots(result: Result, directory: str | Path) -> list[Path]:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     series = time_series(result)
-    title = f"{result.scenario.name}, {result.scenario.router.name}, {len(result.replicas)} replicas"
     paths = []
-    for name, figure in (
-        ("latency", _latency_figure(result)),
-        ("timeline", _timeline_figure(series)),
-        ("replicas", _replicas_figure(result, series)),
+    for name, canvas in (
+        ("latency", _latency(result)),
+        ("timeline", _timeline(series)),
+        ("replicas", _replicas(result, series)),
     ):
-        figure.suptitle(title, x=0.012, y=0.975, ha="left", fontsize=10.5, color=MUTED)
+        count = len(result.replicas)
+        title = f"{result.scenario.name}: router {result.scenario.router.name}, {count} replica"
+        canvas.text(30, 44, f"{title}{'s' if count != 1 else ''}", 20, INK)
         path = directory / f"{name}.png"
-        figure.savefig(path, dpi=DPI)
+        canvas.save(path)
         paths.append(path)
     return paths
 
 
-def _figure(rows: int, columns: int, width: float = 10.0, height: float = 6.6) -> tuple[Figure, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    figure.subplots_adjust(left=0.07, right=0.98, top=0.84, bottom=0.09, hspace=0.62, wspace=0.2)
-    return figure, axes
-
-
-def _dress(axes: Axes, title: str, see: str, x: str, y: str) -> None:
-    axes.text(0, 1.14, title, transform=axes.transAxes, fontsize=11, fontweight="bold", color=INK)
-    axes.text(0, 1.045, see, transform=axes.transAxes, fontsize=8, color=MUTED)
-    axes.set_xlabel(x, fontsize=8.5, color=MUTED)
-    axes.set_ylabel(y, fontsize=8.5, color=MUTED)
-    axes.tick_params(labelsize=8, colors=MUTED, length=0)
-    axes.grid(True, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
-
-
-def _latency_figure(result: Result) -> Figure:
-    figure, axes = _figure(2, 2)
+def _latency(result: Result) -> Canvas:
+    canvas = Canvas(WIDTH, HEIGHT)
     columns = request_columns(result)
     panels = (
         ("ttft_ms", "Time to first token", "A long flat top is a tail: few requests wait very long.", BLUE),
         ("tpot_ms", "Time per output token", "Steep is steady: every reader sees the same pace.", TEAL),
         ("e2el_ms", "End-to-end latency", "Mostly output length; compare its tail with the queue's.", PURPLE),
-        (
-            "scheduling_delay_ms",
-            "Scheduling delay",
-            "The part of the first token's time spent in a queue.",
-            ORANGE,
-        ),
+        ("scheduling_delay_ms", "Scheduling delay", "The part of the first token's time in a queue.", ORANGE),
     )
-    for panel, (name, title, see, colour) in zip(axes.flat, panels, strict=True):
-        _cdf(panel, columns[name] / 1e3, colour)
-        _dress(panel, title, see, "seconds", "share of requests")
-    return figure
+    for box, (name, title, see, colour) in zip(QUARTERS, panels, strict=True):
+        _distribution(canvas, box, (title, see), columns[name], colour)
+    return canvas
 
 
-def _cdf(axes: Axes, seconds: NDArray[np.float64], colour: str) -> None:
-    axes.set_ylim(0, 1.02)
-    if not len(seconds):
-        axes.text(0.5, 0.5, "no such request", transform=axes.transAxes, ha="center", color=MUTED, fontsize=9)
+def _distribution(
+    canvas: Canvas, box: Box, titles: tuple[str, str], values: NDArray[np.float64], colour: str
+) -> None:
+    """Share of requests by latency, up to the 99.9th percentile; median and p99 are marked."""
+    if not len(values):
+        canvas.text(box.left, box.top - 32, titles[0], 17, INK)
+        canvas.text(box.left, box.top - 13, "No request has this figure.", 13)
         return
-    shares = np.linspace(0, 1, CURVE_POINTS)
-    values = np.quantile(seconds, shares)
-    axes.plot(values, shares, color=colour, linewidth=2)
-    axes.fill_between(values, shares, color=colour, alpha=0.08, linewidth=0)
-    median, tail = np.quantile(seconds, [0.5, 0.99])
-    for share, value, name in ((0.5, median, "p50"), (0.99, tail, "p99")):
-        axes.plot([value], [share], "o", color=colour, markersize=5)
-        side = "right" if value > 0.7 * values[-1] else "left"
-        axes.annotate(
-            f"{name}  {_seconds(value)}",
-            (value, share),
-            xytext=(-8 if side == "right" else 8, -14),
-            textcoords="offset points",
-            ha=side,
-            fontsize=8.5,
-            color=INK,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
-        )
-    axes.set_xlim(0, values[-1] * 1.02 or 1)
+    shares = np.linspace(0, 0.999, CURVE_POINTS)
+    curve = np.quantile(values, shares)
+    scale, unit = (1e-3, "seconds") if curve[-1] >= 1000 else (1.0, "milliseconds")
+    chart = Chart(canvas, box, (*titles, unit), (0, 1.03 * scale * curve[-1]), (0, 1.02), percent=True)
+    chart.curve(scale * curve, shares, colour, 2.5, fill=True)
+    for share, name in ((0.5, "p50"), (0.99, "p99")):
+        value = float(np.quantile(values, share))
+        x, y = chart.across(scale * value), chart.up(share)
+        canvas.dot(x, y, 5, colour)
+        late = x > box.left + 0.65 * (box.right - box.left)
+        place = x - 10 if late else x + 12
+        canvas.text(place, y + 26, f"{name}  {number(value, 'ms')}", 14, INK, "rs" if late else "ls")
 
 
-def _seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
-
-
-def _timeline_figure(series: Figures) -> Figure:
-    figure, axes = _figure(2, 2)
+def _timeline(series: Series) -> Canvas:
+    canvas = Canvas(WIDTH, HEIGHT)
     time = series["time"]
-    flow, queue, tokens, memory = axes.flat
-    flow.plot(time, series["arrivals"], color=MUTED, linewidth=1.4, label="arrivals")
-    flow.plot(time, series["completions"], color=BLUE, linewidth=1.8, label="completions")
-    flow.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper right")
-    _dress(
-        flow,
-        "In and out",
-        "Completions that stay below arrivals: the cluster falls behind.",
-        "s",
-        "requests/s",
-    )
     waiting = series["waiting"].sum(axis=1)
-    queue.fill_between(time, waiting, color=ORANGE, alpha=0.2, linewidth=0)
-    queue.plot(time, waiting, color=ORANGE, linewidth=1.8)
-    _dress(
-        queue, "Queue", "Requests waiting at all replicas; growth without end is overload.", "s", "requests"
+    flow = _over_time(
+        canvas,
+        0,
+        ("In and out, requests/s", "Completions that stay below arrivals: the cluster falls behind."),
+        time,
+        max(series["arrivals"].max(), series["completions"].max()),
     )
-    tokens.plot(time, series["decode_tokens"], color=TEAL, linewidth=1.8)
-    _dress(
-        tokens, "Output", "Tokens generated per second; a plateau is the cluster's capacity.", "s", "tokens/s"
-    )
-    _lines(memory, time, 100 * series["kv_used"])
-    _dress(
-        memory,
-        "KV cache",
-        "Share of KV blocks in use; at 100 % requests queue or restart.",
-        "s",
-        "% of blocks",
-    )
-    for panel in axes.flat:
-        panel.set_ylim(0, 1.15 * max(panel.get_ylim()[1], 1e-9))  # room for the legend
-        panel.set_xlim(0, time[-1])
-    return figure
+    flow.curve(time, series["arrivals"], MUTED, 1.6)
+    flow.curve(time, series["completions"], BLUE)
+    flow.legend([("arrivals", MUTED), ("completions", BLUE)])
+    queue = ("Queue, requests", "Waiting at all replicas; growth without end is overload.")
+    _over_time(canvas, 1, queue, time, waiting.max()).curve(time, waiting, ORANGE, fill=True)
+    tokens = ("Output, tokens/s", "Tokens generated; a plateau is the cluster's capacity.")
+    output = series["decode_tokens"]
+    _over_time(canvas, 2, tokens, time, output.max()).curve(time, output, TEAL, fill=True)
+    kv_used = series["kv_used"]
+    memory = ("KV cache in use", "Share of blocks; near 100 % requests queue or are preempted.")
+    _replica_lines(_over_time(canvas, 3, memory, time, kv_used.max(), percent=True), time, kv_used)
+    return canvas
 
 
-def _lines(axes: Axes, time: NDArray[np.float64], values: NDArray[np.float64]) -> None:
+def _over_time(
+    canvas: Canvas,
+    place: int,
+    titles: tuple[str, str],
+    time: NDArray[np.float64],
+    highest: float,
+    percent: bool = False,
+) -> Chart:
+    top = 1.18 * max(float(highest), 1e-3)  # room for the legend
+    return Chart(canvas, QUARTERS[place], (*titles, "seconds"), (0, float(time[-1])), (0, top), percent)
+
+
+def _replica_lines(chart: Chart, time: NDArray[np.float64], values: NDArray[np.float64]) -> None:
     """A line per replica; of many replicas the mean within the band from least to most."""
-    if values.shape[1] <= MAX_LINES:
-        palette = (BLUE, ORANGE, TEAL, PURPLE, "#c2436b", "#5b7c1f", "#2a9bc4", "#8a6d3b")
-        for index in range(values.shape[1]):
-            axes.plot(time, values[:, index], color=palette[index], linewidth=1.3, label=f"replica {index}")
-        if values.shape[1] > 1:
-            axes.legend(frameon=False, fontsize=7, labelcolor=INK, ncols=4, loc="upper right")
+    count = values.shape[1]
+    if count > len(PALETTE):
+        chart.band(time, values.min(axis=1), values.max(axis=1), BLUE)
+        chart.curve(time, values.mean(axis=1), BLUE)
+        chart.legend([("mean of replicas, in the band from emptiest to fullest", BLUE)])
         return
-    axes.fill_between(time, values.min(axis=1), values.max(axis=1), color=BLUE, alpha=0.18, linewidth=0)
-    axes.plot(time, values.mean(axis=1), color=BLUE, linewidth=1.8, label="mean; band: least to most loaded")
-    axes.legend(frameon=False, fontsize=7, labelcolor=INK, loc="upper right")
+    for index in range(count):
+        chart.curve(time, values[:, index], PALETTE[index], 1.6)
+    if count > 1:
+        chart.legend([(str(index), PALETTE[index]) for index in range(count)])
 
 
-def _replicas_figure(result: Result, series: Figures) -> Figure:
-    figure, axes = _figure(2, 1, height=6.6)
-    heat, sizes = axes.flat
+def _replicas(result: Result, series: Series) -> Canvas:
+    canvas = Canvas(WIDTH, HEIGHT)
     load = (series["waiting"] + series["running"]).T
-    extent = (0.0, float(series["time"][-1]), len(load) - 0.5, -0.5)
-    image = heat.imshow(load, aspect="auto", extent=extent, cmap="viridis", interpolation="nearest", vmin=0)
-    bar = figure.colorbar(image, ax=heat, pad=0.012, fraction=0.03)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8, colors=MUTED, length=0)
-    see = "Requests waiting or running: rows that differ are an uneven load, bright columns a burst."
-    _dress(heat, "Load per replica", see, "s", "replica")
-    heat.grid(False)
-    heat.yaxis.get_major_locator().set_params(integer=True)
-    table = result.iterations
-    size = table["prefills"] + table["decodes"]
-    if len(size):
-        bins = np.linspace(0.5, max(float(size.max()), 1.0) + 0.5, min(int(size.max()), 60) + 1)
-        sizes.hist(size, bins=bins, color=BLUE, alpha=0.85, weights=np.full(len(size), 1 / len(size)))
-    see = "Sequences per iteration: small batches leave the device idle; a spike on the right is the cap."
-    _dress(sizes, "Batch size", see, "sequences", "share of iterations")
-    return figure
+    top = max(float(load.max(initial=0.0)), 1.0)
+    box = Box(75, 128, 1090, 368)
+    see = "Requests waiting or running, a row per replica: unlike rows are uneven load, dark columns a burst."
+    titles = ("Load per replica", see, "seconds")
+    chart = Chart(canvas, box, titles, (0, float(series["time"][-1])), (len(load), 0), rows=True)
+    canvas.heat(box, load / top)
+    step = -(-len(load) // 12)
+    for row in range(0, len(load), step):
+        canvas.text(
+            box.left - 8, box.top + (row + 0.5) / len(load) * (box.bottom - box.top), str(row), anchor="rm"
+        )
+    scale = Box(1130, box.top, 1150, box.bottom)
+    canvas.heat(scale, np.linspace(1, 0, 60)[:, None])
+    canvas.text(scale.right + 8, scale.top + 5, label(round(top)), anchor="lm")
+    canvas.text(scale.right + 8, scale.bottom - 5, "0", anchor="lm")
+    assert chart.box == box
+    _batches(canvas, result, Box(75, 500, 1210, 740))
+    return canvas
+
+
+def _batches(canvas: Canvas, result: Result, box: Box) -> None:
+    see = "Share of iterations by sequences: small batches leave the device idle; a last spike is the cap."
+    size = (result.iterations["prefills"] + result.iterations["decodes"]).astype(np.int64)
+    largest = int(size.max(initial=1))
+    width = -(-largest // HISTOGRAM_BARS)
+    shares = np.bincount((np.maximum(size, 1) - 1) // width, minlength=1) / max(len(size), 1)
+    top = max(1.08 * float(shares.max()), 1e-3)
+    titles = ("Batch size", see, "sequences in the iteration")
+    chart = Chart(canvas, box, titles, (0.5, len(shares) * width + 0.5), (0, top), percent=True)
+    for index, share in enumerate(shares.tolist()):
+        left, right = chart.across(0.5 + index * width), chart.across(0.5 + (index + 1) * width)
+        canvas.rectangle(Box(left + 1, chart.up(share), right - 1, box.bottom), RAMP[3])

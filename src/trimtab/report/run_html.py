@@ -74,7 +74,7 @@ capacity or route better; if in decoding, they are merely long.</p>
 <section aria-labelledby="h-maps">
 <h2 id="h-maps">Where does the load lie?</h2>
 <p class="see">Requests waiting or running, a row per replica, time from left to right. Rows of one
-colour are an even load; a dark streak is a replica that fell behind.</p>
+colour are an even load; a lone streak is a replica that fell behind.</p>
 <div class="bar"><span class="scale" id="maps-scale"></span></div>
 <div class="map"><canvas id="map" role="img" aria-label="Load of each replica over time"></canvas></div>
 <div class="scroll" style="margin-top:18px">{_replicas(result)}</div>

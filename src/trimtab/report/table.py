@@ -38,17 +38,18 @@ CLUSTER = (
     ("Model FLOPs utilisation (%):", "mfu"),
     ("Busiest replica / mean, over time:", "load_outstanding_max_over_mean"),
 )
-# Of a comparison's metrics, those that fit an ordinary terminal; the page has all.
+# A comparison's metrics in the order in which they claim room on the terminal; the page has all.
 ON_TERMINAL = (
-    "p50_ttft_ms",
     "p99_ttft_ms",
-    "p50_tpot_ms",
-    "p99_tpot_ms",
     "mean_e2el_ms",
-    "p99_e2el_ms",
+    "p99_tpot_ms",
     "request_goodput",
+    "p50_ttft_ms",
     "load_outstanding_max_over_mean",
+    "p99_e2el_ms",
+    "output_throughput",
 )
+ROUTER_WIDTH, METRIC_WIDTH = 24, 14
 
 
 def bench_table(summary: dict[str, float]) -> str:
@@ -147,7 +148,7 @@ def print_comparison(comparison: Comparison) -> None:
     console = Console(highlight=False)
     answer, backing = headline(comparison)
     console.print(Text(answer, style="bold"), Text(backing), sep=" ")
-    console.print(comparison_table(comparison))
+    console.print(comparison_table(comparison, console.width))
     seeds = len(comparison.seeds)
     console.print(
         Text(
@@ -160,8 +161,8 @@ def print_comparison(comparison: Comparison) -> None:
         console.print(Text(said, style="yellow"))
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """Routers down, metrics across."""
+def comparison_table(comparison: Comparison, width: int = 120) -> Table:
+    """Routers down, metrics across: as many as fit ``width`` characters."""
     from rich.table import Table
     from rich.text import Text
 
@@ -169,7 +170,9 @@ def comparison_table(comparison: Comparison) -> Table:
     from trimtab.report.digest import METRICS
     from trimtab.report.words import number
 
-    metrics = [metric for metric in METRICS if metric.key in comparison.table and metric.key in ON_TERMINAL]
+    room = max(2, (width - ROUTER_WIDTH) // METRIC_WIDTH)
+    fitting = [key for key in ON_TERMINAL if key in comparison.table][:room]
+    metrics = [metric for metric in METRICS if metric.key in fitting]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("router", no_wrap=True)
     for metric in metrics:

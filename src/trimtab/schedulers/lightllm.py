@@ -55,7 +55,8 @@ def admit_tokens(state: State, replica: int, batch: int, now: float) -> None:
     while replicas["queue_head"][replica] != NONE:
         request = replicas["queue_head"][replica]
         tokens = requests["target"][request]
-        if state.batches["prefill_tokens"][batch] + tokens > groups["token_budget"][group]:
+        used = state.batches["prefill_tokens"][batch]
+        if used > 0 and used + tokens > groups["token_budget"][group]:
             break
         if replicas["running"][replica] == groups["max_seqs"][group]:
             break

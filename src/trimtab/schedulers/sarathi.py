@@ -98,7 +98,7 @@ def admit_chunks(state: State, replica: int, batch: int, now: float) -> None:
     while replicas["queue_head"][replica] != NONE:
         if replicas["running"][replica] == groups["max_seqs"][group]:
             break
-        if sequences(state, batch) == groups["micro_seqs"][group]:
+        if sequences(state, batch) >= groups["micro_seqs"][group]:
             break
         request = replicas["queue_head"][replica]
         blocks = blocks_for(state.requests["target"][request], groups["block_size"][group])

@@ -21,7 +21,10 @@ def form_vllm(state: State, replica: int, batch: int, now: float) -> None:
 
 @jit
 def admit_prompts(state: State, replica: int, batch: int, now: float) -> None:
-    """Prompts in order while KV, the padded token budget and both sequence limits allow."""
+    """Prompts in order while KV, the padded token budget and both sequence limits allow.
+
+    A prompt longer than the budget runs alone, where Vidur would wait for ever.
+    """
     group = state.replicas["group"][replica]
     groups, batches, replicas = state.groups, state.batches, state.replicas
     while replicas["queue_head"][replica] != NONE:
@@ -31,7 +34,7 @@ def admit_prompts(state: State, replica: int, batch: int, now: float) -> None:
             break
         prompts = batches["prefills"][batch]
         padded = (prompts + 1) * max(batches["longest"][batch], tokens)
-        if padded > groups["token_budget"][group]:
+        if padded > groups["token_budget"][group] and prompts > 0:
             break
         if replicas["running"][replica] == groups["max_seqs"][group]:
             break

@@ -202,7 +202,7 @@ def take_back(state: State, replica: int, batch: int, slot: int) -> int:
 
 @jit
 def admit_waiting(state: State, replica: int, batch: int, now: float) -> None:
-    """Waiting requests in order; KV for the first chunk only."""
+    """Waiting requests in order, each if all its tokens so far would fit; KV for the chunk only."""
     group = state.replicas["group"][replica]
     groups, replicas = state.groups, state.replicas
     while replicas["queue_head"][replica] != NONE:
@@ -210,11 +210,11 @@ def admit_waiting(state: State, replica: int, batch: int, now: float) -> None:
         if budget == 0 or replicas["running"][replica] == groups["max_seqs"][group]:
             break
         request = replicas["queue_head"][replica]
-        tokens = min(state.requests["target"][request], budget)
-        blocks = blocks_for(tokens, groups["block_size"][group])
-        if free_blocks(state, replica) < blocks:
+        target = state.requests["target"][request]
+        if free_blocks(state, replica) < blocks_for(target, groups["block_size"][group]):
             break
+        tokens = min(target, budget)
         dequeue(state, replica, now)
-        replicas["kv_used"][replica] += blocks
+        replicas["kv_used"][replica] += blocks_for(tokens, groups["block_size"][group])
         add_prefill(state, state.batches["lane"][batch], request)
         add_chunk(state, group, batch, request, tokens)

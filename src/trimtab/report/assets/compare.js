@@ -68,6 +68,7 @@
   function delta(row, router) {
     if (router.name === data.baseline) return el("span", { class: "delta base" }, "baseline");
     if (row.d[0] === null) return el("span", { class: "delta base" }, "\u2013");
+    if (row.d[0] === 0 && row.d[1] === 0 && row.d[2] === 0) return el("span", { class: "delta base" }, "the same");
     const sure = row.d[1] !== null && (row.d[1] > 0 || row.d[2] < 0);
     const better = chosen.higher ? row.d[0] > 0 : row.d[0] < 0;
     const range = row.d[1] === null ? "" : ` (${gap(row.d[1], row)} to ${gap(row.d[2], row)})`;
@@ -76,6 +77,7 @@
   }
   function state(row, router) {
     if (chosen.winner === router.name) return el("span", { class: "state" }, el("span", { class: "badge win" }, "best"));
+    if (chosen.tied.length === routers.length) return el("span", { class: "state" });
     if (chosen.tied.includes(router.name)) return el("span", { class: "state" }, explain(el("span", { class: "badge tie" }, "not beaten"), "The paired interval to the best mean includes zero."));
     return el("span", { class: "state" }, el("span", { class: "badge off" }, row.b[0] === null ? "" : `${gap(row.b[0], row)} to best`));
   }

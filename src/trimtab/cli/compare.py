@@ -66,7 +66,8 @@ def compare(
         print(json.dumps({key: value for key, value in contents.items() if key != "runs"}, indent=1))
     elif not quiet:
         _show(comparison)
-    note(f"report: open {folder}/index.html", quiet or as_json)
+    of_what = "report" if comparison.complete else "report of the seeds that were finished"
+    note(f"{of_what}: open {folder}/index.html", quiet or as_json)
     if not comparison.complete:
         raise KeyboardInterrupt  # the finished seeds are saved; the exit code still says what happened
 

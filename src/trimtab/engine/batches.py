@@ -78,16 +78,14 @@ def drop_chunk(state: State, group: int, batch: int, request: int) -> int:
     """Take a request's chunk out of a batch that is being formed; returns its tokens."""
     batches, chunks = state.batches, state.chunks
     count = batches["prefills"][batch]
-    index = 0
-    while chunks["request"][batch, index] != request:
-        index += 1
-    dropped = chunks["tokens"][batch, index]
-    kept_tokens = chunks["tokens"][batch].copy()
-    kept_requests = chunks["request"][batch].copy()
     clear(state, batch)
-    for other in range(count):
-        if other != index:
-            add_chunk(state, group, batch, kept_requests[other], kept_tokens[other])
+    dropped = 0
+    for index in range(count):  # what stays is added anew: never beyond the entry being read
+        other, tokens = chunks["request"][batch, index], chunks["tokens"][batch, index]
+        if other == request:
+            dropped = tokens
+        else:
+            add_chunk(state, group, batch, other, tokens)
     return dropped
 
 

@@ -164,7 +164,7 @@ class Case:
     servers: int
     build: Callable[[np.random.Generator, np.ndarray], tuple[np.ndarray, Fleet, Ask | None]]
     exact: Callable[[], tuple[float, float]]
-    cost: float = 1.0  # relative to M/D/1, per request
+    cost: float = 1.0  # per request, relative to the cheapest case
 
     @property
     def rate(self) -> float:
@@ -180,6 +180,7 @@ def constant(rho: float) -> Case:
         1,
         lambda rng, arrivals: (requests(arrivals), replicas(1.0), None),
         lambda: pollaczek_khinchine(rho, 1.0, 1.0),
+        cost=2.0,
     )
 
 
@@ -211,7 +212,7 @@ def decoding(rho: float) -> Case:
             None,
         ),
         lambda: pollaczek_khinchine(rho, 1.0, second_moment),
-        cost=8.0,
+        cost=2.5,
     )
 
 
@@ -226,7 +227,7 @@ def many_replicas(rho: float) -> Case:
             least_work_left(prompts * FINE, SERVERS),
         )
 
-    return Case(f"M/M/{SERVERS}", rho, SERVERS, build, lambda: erlang_c(rho * SERVERS, SERVERS), cost=6.0)
+    return Case(f"M/M/{SERVERS}", rho, SERVERS, build, lambda: erlang_c(rho * SERVERS, SERVERS), cost=8.0)
 
 
 def one_batch(rho: float) -> Case:
@@ -241,7 +242,7 @@ def one_batch(rho: float) -> Case:
             None,
         ),
         lambda: embedded_chain(rho * SERVERS, COARSE, SERVERS, lambda k: COARSE),
-        cost=8.0,
+        cost=2.5,
     )
 
 
@@ -257,7 +258,7 @@ def sharing(rho: float) -> Case:
             None,
         ),
         lambda: embedded_chain(rho, COARSE, STATES, lambda k: k * COARSE),
-        cost=8.0,
+        cost=2.0,
     )
 
 
@@ -310,11 +311,11 @@ def measure(
 
 
 def sizes(case: Case, quick: bool) -> tuple[int, int, int]:
-    """(repetitions, requests each, warm-up): busier queues forget later and need more."""
-    relaxed = 1.0 / (1.0 - case.rho**0.5) ** 2  # service times after which an M/M/1 has forgotten
-    warm_up = int(12 * relaxed * case.servers)
-    count = int((10 if quick else 80) * relaxed * case.servers**0.5 + (2_000 if quick else 20_000))
-    return (8 if quick else 40), count, min(warm_up, count // 2) if quick else warm_up
+    """(repetitions, requests each, warm-up): busy queues forget slowly and need more of both."""
+    repetitions = 10 if quick else 40
+    total = {0.5: 2_000_000, 0.8: 5_000_000, 0.95: 30_000_000}[case.rho] / case.cost
+    relaxation = 1.0 / (1.0 - case.rho**0.5) ** 2  # of an M/M/c queue, in requests
+    return repetitions, int(total / repetitions / (25 if quick else 1)), int(12 * relaxation)
 
 
 def main() -> None:

@@ -75,8 +75,9 @@ def from_vidur(source: str, root: str | None = None) -> Translation:
 
 
 def _read(source: str) -> str:
-    looks_like_text = "\n" in source or "--" in source or "vidur.main" in source or source.lstrip()[:1] == "{"
-    if looks_like_text:
+    """The text itself, or that of the file it names."""
+    is_text = any(mark in source for mark in ("\n", " -", "vidur.main", "{")) or source.startswith("--")
+    if is_text:
         return source
     try:
         return Path(source).read_text(encoding="utf-8-sig")

@@ -1,0 +1,141 @@
+"""Uncompiled, with every invariant swept after every event, the engine does bit for bit the same.
+
+The clusters come from fixed seeds and go to a second process as a file, since whether to compile is
+decided when trimtab is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cluster.conftest import run_engine
+from hypothesis import HealthCheck, Phase, given, settings
+from oracle.schedulers import SCHEDULERS
+from strategies import Cluster, clusters
+
+from trimtab.engine.dtypes import ITERATION, REPLICA, REQUEST, SAMPLE
+from trimtab.engine.jit import DEBUG
+from trimtab.engine.state import State
+
+EXAMPLES = 12  # clusters per scheduler
+FLOATS = {np.dtype("f8"), np.dtype("f4")}
+
+
+def fixed_clusters() -> list[Cluster]:
+    """The same for ever: ``EXAMPLES`` for each scheduler, and as many of mixed replicas."""
+    found: list[Cluster] = []
+
+    def collect(schedulers: tuple[str, ...]) -> None:
+        @settings(
+            max_examples=EXAMPLES,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(clusters(schedulers=schedulers))
+        def draw(cluster: Cluster) -> None:
+            found.append(cluster)
+
+        draw()
+
+    for scheduler in SCHEDULERS:
+        collect((scheduler,))
+    collect(tuple(SCHEDULERS))
+    return found
+
+
+def outcome(cluster: Cluster) -> dict[str, str]:
+    """Every column that the run leaves, as the hex digits of its bytes."""
+    state = run_engine(cluster.requests, cluster.replicas, cluster.router)
+    rows, samples = int(state.control["iterations"][0]), int(state.control["samples"][0])
+    tables = {
+        "requests": (state.requests, REQUEST),
+        "replicas": (state.replicas, REPLICA),
+        "iterations": (state.iterations[:rows], ITERATION),
+        "samples": (state.samples[:samples], SAMPLE),
+    }
+    columns = {
+        f"{table}.{name}": values[name].tobytes().hex()
+        for table, (values, dtype) in tables.items()
+        for name in dtype.names or ()
+    }
+    columns["sample_times"] = state.sample_times[:samples].tobytes().hex()
+    columns["itl"] = state.itl.tobytes().hex()
+    return columns
+
+
+def main() -> None:
+    """In the second process: clusters from standard input, outcomes to standard output."""
+    assert DEBUG, "this process must not compile"
+    given_clusters = pickle.load(sys.stdin.buffer)
+    pickle.dump([outcome(cluster) for cluster in given_clusters], sys.stdout.buffer)
+
+
+def uncompiled(given_clusters: list[Cluster]) -> list[dict[str, str]]:
+    environment = os.environ | {"TRIMTAB_DEBUG": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", "from cluster.test_without_jit import main; main()"],
+        input=pickle.dumps(given_clusters),
+        capture_output=True,
+        env=environment,
+        cwd=Path(__file__).parent,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    found: list[dict[str, str]] = pickle.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[Cluster]:
+    return fixed_clusters()
+
+
+def test_the_clusters_are_worth_running(drawn: list[Cluster]) -> None:
+    """All schedulers, preemption, one to three stages, closed loops."""
+    used = [replica for cluster in drawn for replica in cluster.replicas]
+    assert {replica.scheduler for replica in used} == set(SCHEDULERS)
+    assert {replica.num_stages for replica in used} == {1, 2, 3}
+    assert any((cluster.requests["next_turn"] >= 0).any() for cluster in drawn)
+    preempting = set()
+    for cluster in drawn:
+        state = run_engine(cluster.requests, cluster.replicas, cluster.router)
+        for replica, row in zip(cluster.replicas, state.replicas, strict=True):
+            if row["preemptions"]:
+                preempting.add((replica.scheduler, replica.policy))
+    assert {("vllm", "fcfs"), ("sarathi", "fcfs"), ("vllm_v1", "fcfs"), ("vllm_v1", "priority")} <= preempting
+
+
+@pytest.mark.skipif(DEBUG, reason="nothing is compiled here")
+def test_compiled_and_uncompiled_agree_bit_for_bit(drawn: list[Cluster]) -> None:
+    for cluster, expected in zip(drawn, uncompiled(drawn), strict=True):
+        found = outcome(cluster)
+        assert found.keys() == expected.keys()
+        for name, digits in expected.items():
+            assert found[name] == digits, f"{name} differs in {cluster}"
+
+
+def a_state_at_rest(cluster: Cluster) -> State:
+    return run_engine(cluster.requests, cluster.replicas, cluster.router)
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("replicas", "waiting"), ("replicas", "kv_used"), ("lanes", "kv_sum"), ("requests", "finished")],
+)
+def test_the_sweep_notices_a_wrong_entry(drawn: list[Cluster], table: str, column: str) -> None:
+    from trimtab.engine.invariants import check
+
+    state = a_state_at_rest(drawn[0])
+    check(state)
+    getattr(state, table)[column][0] += 1000
+    with pytest.raises(AssertionError):
+        check(state)

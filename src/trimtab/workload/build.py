@@ -161,7 +161,9 @@ def _check_sharing(workload: scenario.Workload, trace: Trace | None) -> None:
                 f"workload.requests_per_session={workload.requests_per_session} with workload.sessions; "
                 "give the number of turns as workload.sessions.turns"
             )
-    given = "sessions" if workload.sessions is not None else "prefixes" if workload.prefixes is not None else None
+    given = (
+        "sessions" if workload.sessions is not None else "prefixes" if workload.prefixes is not None else None
+    )
     if given is not None and _replays_hashes(workload, trace):
         raise TrimtabError(
             f"workload.{given} with a trace that says itself what its prompts share (hash_ids); "

@@ -84,8 +84,8 @@ def _check_cover(name: str, rows: Integers, lengths: Integers, prompt: Integers,
     if wrong.any():
         first = int(np.argmax(wrong))
         raise TrimtabError(
-            f"{name}: row {rows[first] + 1}: {lengths[first]} hash_ids for a prompt of {prompt[first]} tokens; "
-            f"wanted {wanted[first]}, one for each {hash_tokens} tokens (workload.trace.hash_tokens)"
+            f"{name}: row {rows[first] + 1}: {lengths[first]} hash_ids for a prompt of {prompt[first]} "
+            f"tokens; wanted {wanted[first]}, one for each {hash_tokens} tokens (workload.trace.hash_tokens)"
         )
 
 

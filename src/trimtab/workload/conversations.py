@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,11 +78,8 @@ class Conversations:
         while len(turns.turn) < count:
             sessions += 8 + int(sessions * (count / len(turns.turn) - 1) * 1.02)
             turns = self.turns_of(sessions)
-        return Turns(
-            *(column[:count] for column in (turns.session, turns.turn, turns.prompt, turns.answer)),
-            turns.prefix,
-            turns.drawn,
-        )
+        columns = {name: getattr(turns, name)[:count] for name in ("session", "turn", "prompt", "answer")}
+        return replace(turns, **columns)
 
     def mean_turns(self, most: int) -> float:
         """Turns per session: the stated mean times the share of turns that ``max_context`` leaves."""

@@ -66,6 +66,6 @@ def _check_room(workload: scenario.Workload, longest: int) -> None:
     for name, limit in limits.items():
         if limit is not None and longest + 2 > limit:
             raise TrimtabError(
-                f"a prefix of {longest} tokens leaves no room for a prompt and an answer under {name}={limit}; "
-                f"make workload.prefixes.tokens at most {limit - 2} or raise {name}"
+                f"a prefix of {longest} tokens leaves no room for a prompt and an answer under "
+                f"{name}={limit}; make workload.prefixes.tokens at most {limit - 2} or raise {name}"
             )

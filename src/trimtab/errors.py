@@ -26,6 +26,4 @@ def unknown(what: str, given: str, allowed: Iterable[str]) -> TrimtabError:
     "unknown router 'rnadom'; allowed: random, round-robin. Did you mean 'random'?"
     """
     names = sorted(str(name) for name in allowed)
-    return TrimtabError(
-        f"unknown {what} {given!r}; allowed: {', '.join(names)}.{did_you_mean(given, names)}"
-    )
+    return TrimtabError(f"unknown {what} {given!r}; allowed: {', '.join(names)}.{did_you_mean(given, names)}")

@@ -60,8 +60,7 @@ def simulate(
         chosen = chosen.model_copy(
             update={"router": chosen.router.model_copy(update={"name": get_router(router).name})}
         )
-    base = Path(scenario).parent if isinstance(scenario, (str, Path)) and Path(scenario).suffix else None
-    requests = build_requests(chosen.workload, chosen.seed, base)
+    requests = build_requests(chosen.workload, chosen.seed)
     fleets, groups = build_fleets(chosen.replicas, requests)
     state = start(chosen, requests, fleets, outside=callable(router), max_iterations=max_iterations)
     ask = _ask_python(state, router) if callable(router) else None

@@ -53,7 +53,9 @@ def check_fleet(fleet: Fleet) -> None:
     """Settings that no scheduler could run with."""
     who = f"group {fleet.name!r}"
     if fleet.micro_seqs < 1:
-        raise TrimtabError(f"{who}: max_num_seqs {fleet.max_seqs} is less than its {fleet.stages} pipeline stages")
+        raise TrimtabError(
+            f"{who}: max_num_seqs {fleet.max_seqs} is less than its {fleet.stages} pipeline stages"
+        )
     if fleet.scheduler == Scheduler.LIGHTLLM and (fleet.block_size != 1 or fleet.stages != 1):
         raise TrimtabError(
             f"{who}: lightllm works with block_size 1 and pp 1, "
@@ -72,8 +74,8 @@ def check_requests(requests: NDArray[Any], fleet: Fleet) -> None:
         room = fleet.reserve_blocks * fleet.block_size if fleet.reserve_blocks <= fleet.num_blocks else 0
     if tokens > room:
         raise TrimtabError(
-            f"request {longest} needs KV for {tokens} tokens, but a replica of group {fleet.name!r} has room for "
-            f"{max(room, 0)}; cap the workload with max_tokens or give the group more memory"
+            f"request {longest} needs KV for {tokens} tokens, but a replica of group {fleet.name!r} "
+            f"has room for {max(room, 0)}; cap the workload with max_tokens or give the group more memory"
         )
 
 

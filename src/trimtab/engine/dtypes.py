@@ -2,7 +2,8 @@
 
 Times are float64 seconds, counts are tokens, KV blocks or sequences. Kinds are integers whose names
 are the enums at the end. Integers that functions pass to each other are all 64 bits wide, so that
-every function compiles for one signature only. Every floor above reads these tables; only the engine writes them.
+every function compiles for one signature only. Every floor above reads these tables; only the
+engine writes them.
 """
 
 from __future__ import annotations

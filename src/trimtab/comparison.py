@@ -177,7 +177,7 @@ def _run_all(
 
 
 def _run(base: Scenario, seed: int, name: str, router: RouterChoice, bins: int) -> Digest:
-    from trimtab.simulate import simulate
+    from trimtab.simulation import simulate
 
     digest = digest_run(simulate(base, router=router, seed=seed), bins)
     return replace(digest, router=name)  # a router in Python leaves the scenario's name as it was

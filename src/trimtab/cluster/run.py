@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.engine.dtypes import GROUP, Outcome, Scheduler
-from trimtab.engine.state import State, allocate, pack_tables
+from trimtab.engine.state import NO_CONTENT, Content, State, allocate, pack_tables
 from trimtab.errors import TrimtabError
 from trimtab.exectime.tables import ExecTables
 from trimtab.routers import Router
@@ -41,6 +41,7 @@ class Fleet:
     reserve_blocks: int = 0
     max_waiting_iters: int = 10
     priority: bool = False
+    prefix_caching: bool = False
     speed: float = 1.0
 
     @property
@@ -60,6 +61,12 @@ def check_fleet(fleet: Fleet) -> None:
         raise TrimtabError(
             f"{who}: lightllm works with block_size 1 and pp 1, "
             f"got block_size {fleet.block_size} and pp {fleet.stages}"
+        )
+
+
+    if fleet.prefix_caching and fleet.scheduler != Scheduler.VLLM_V1:
+        raise TrimtabError(
+            f"{who}: prefix caching works with scheduler vllm_v1, not {fleet.scheduler.name.lower()}"
         )
 
 
@@ -86,6 +93,7 @@ def prepare(
     choices: int = 2,
     speed_aware: bool = True,
     max_iterations: int | None = None,
+    content: Content = NO_CONTENT,
 ) -> State:
     """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied."""
     groups = np.zeros(len(fleets), GROUP)
@@ -105,6 +113,7 @@ def prepare(
         [fleet.speed for fleet in fleets],
         curves,
         max_iterations,
+        content,
     )
     state.control["router"] = int(router)
     state.control["choices"] = choices
@@ -123,6 +132,7 @@ def _fill_group(row: Any, fleet: Fleet) -> None:
     row["reserve"] = fleet.reserve_blocks
     row["max_waiting_iters"] = fleet.max_waiting_iters
     row["priority"] = fleet.priority
+    row["prefix_caching"] = fleet.prefix_caching
     row["spare"] = fleet.scheduler in (Scheduler.VLLM, Scheduler.SARATHI)
     chunk, batch, kv = 512, 64, 1024
     tables = fleet.tables

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ LAYOUT = {
     "phases": (np.dtype(np.int64), 2),  # (R * L, block) decodes that need a block at epoch % block
     "batches": (dtypes.BATCH, 1),  # (R * P,) a ring per replica
     "chunks": (dtypes.CHUNK, 2),  # (R * P, W) prefills of each batch
+    "path_node": (np.dtype(np.int64), 1),  # content of all prompts: nodes and
+    "path_tokens": (np.dtype(np.int64), 1),  # tokens of each
+    "cache": (dtypes.CACHE, 2),  # (R, nodes), or (1, 1) without prefix caching
     "events": (dtypes.EVENT, 1),  # binary heap
     "curves": (np.dtype(np.float64), 1),  # all execution-time tables, one after another, s
     "iterations": (dtypes.ITERATION, 1),  # (recorded,)
@@ -33,6 +37,18 @@ LAYOUT = {
     "itl": (np.dtype(np.int64), 1),  # (ITL_BINS,) output tokens
     "control": (dtypes.CONTROL, 1),  # (1,)
 }
+
+
+@dataclass(frozen=True)
+class Content:
+    """What prompts share: request i's path is steps path_at to path_at + path_len of both arrays."""
+
+    path_node: NDArray[np.int64]
+    path_tokens: NDArray[np.int64]
+    num_nodes: int
+
+
+NO_CONTENT = Content(np.zeros(1, np.int64), np.zeros(1, np.int64), 0)
 
 
 class State:
@@ -49,6 +65,9 @@ class State:
     phases: NDArray[np.int64]
     batches: NDArray[Any]
     chunks: NDArray[Any]
+    path_node: NDArray[np.int64]
+    path_tokens: NDArray[np.int64]
+    cache: NDArray[Any]
     events: NDArray[Any]
     curves: NDArray[np.float64]
     iterations: NDArray[Any]
@@ -77,6 +96,7 @@ def allocate(
     speeds: list[float],
     curves: NDArray[np.float64],
     max_iterations: int,
+    content: Content,
 ) -> State:
     """A fresh state at time zero. ``requests`` is copied; per group: replicas, KV blocks, speed."""
     group_of = np.repeat(np.arange(len(groups)), counts)
@@ -92,6 +112,8 @@ def allocate(
     replicas["speed"] = np.asarray(speeds)[group_of]
     replicas["kv_total"] = np.asarray(kv_blocks)[group_of]
     replicas["queue_head"] = replicas["queue_tail"] = NONE
+    replicas["lru_oldest"] = replicas["lru_newest"] = NONE
+    caching = bool(groups["prefix_caching"].any())
 
     control = np.zeros(1, dtypes.CONTROL)
     timed = int(np.isfinite(requests["arrival"]).sum())
@@ -108,6 +130,9 @@ def allocate(
         phases=np.zeros((len(lanes), int(groups["block_size"].max())), np.int64),
         batches=np.zeros(num_replicas * stages, dtypes.BATCH),
         chunks=np.zeros((num_replicas * stages, width), dtypes.CHUNK),
+        path_node=content.path_node,
+        path_tokens=content.path_tokens,
+        cache=np.zeros((num_replicas, max(1, content.num_nodes)) if caching else (1, 1), dtypes.CACHE),
         events=np.zeros(num_replicas * (stages + 1) + len(requests) - timed + 1, dtypes.EVENT),
         curves=curves,
         iterations=np.empty(max_iterations, dtypes.ITERATION),

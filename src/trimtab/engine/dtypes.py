@@ -32,6 +32,10 @@ REQUEST = np.dtype(
         ("priority", "i2"),  # smaller is served first (scheduler policy "priority")
         ("coin_a", "f8"),  # two uniforms in [0, 1) for routers that toss
         ("coin_b", "f8"),
+        # what its prompt shares with others: a path through the forest of content (workload/content.py)
+        ("path_at", "i8"),  # first entry of its path
+        ("path_len", "i8"),  # nodes; 0 shares nothing
+        ("grows", "i8"),  # 1: its answer goes on the last node, because the next turn's prompt has it
         # what happened
         ("replica", "i8"),  # replica that serves it, or NONE; input of the replay router
         ("status", "i1"),  # Status

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.engine.dtypes import GROUP, Outcome, Scheduler
-from trimtab.engine.state import NO_CONTENT, Content, State, allocate, pack_tables
+from trimtab.engine.state import State, allocate, pack_tables
 from trimtab.errors import TrimtabError
 from trimtab.exectime.tables import ExecTables
 from trimtab.routers import Router
+from trimtab.workload.content import Traffic, private
 
 MAX_ITERATIONS = 2_000_000  # recorded; beyond that only counted
 SLICES = 64  # of simulated time between two looks at the clock (progress, Ctrl-C)
@@ -63,7 +64,6 @@ def check_fleet(fleet: Fleet) -> None:
             f"got block_size {fleet.block_size} and pp {fleet.stages}"
         )
 
-
     if fleet.prefix_caching and fleet.scheduler != Scheduler.VLLM_V1:
         raise TrimtabError(
             f"{who}: prefix caching works with scheduler vllm_v1, not {fleet.scheduler.name.lower()}"
@@ -93,9 +93,12 @@ def prepare(
     choices: int = 2,
     speed_aware: bool = True,
     max_iterations: int | None = None,
-    content: Content = NO_CONTENT,
+    traffic: Traffic | None = None,
 ) -> State:
-    """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied."""
+    """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied.
+
+    ``traffic`` says what the prompts of those requests share; without it they share nothing.
+    """
     groups = np.zeros(len(fleets), GROUP)
     for row, fleet in zip(groups, fleets, strict=True):
         check_fleet(fleet)
@@ -106,14 +109,13 @@ def prepare(
         tokens = int(requests["decode_tokens"].sum()) + int(requests["prefill_tokens"].sum())
         max_iterations = min(MAX_ITERATIONS, 4 * tokens)
     state = allocate(
-        requests,
+        traffic or private(requests),
         groups,
         [fleet.count for fleet in fleets],
         [fleet.num_blocks for fleet in fleets],
         [fleet.speed for fleet in fleets],
         curves,
         max_iterations,
-        content,
     )
     state.control["router"] = int(router)
     state.control["choices"] = choices

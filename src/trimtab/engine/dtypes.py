@@ -25,9 +25,6 @@ REQUEST = np.dtype(
         ("turn", "i4"),  # position in its session
         ("next_turn", "i8"),  # request that this one's completion triggers, or NONE
         ("think", "f8"),  # s between that completion and the next arrival
-        ("path_at", "i8"),  # content: first step of its path, and
-        ("path_len", "i8"),  # steps (0: shares nothing)
-        ("grows", "i8"),  # 1: the last node of the path goes on with the output
         ("klass", "i2"),  # SLO class
         ("priority", "i2"),  # smaller is served first (scheduler policy "priority")
         ("coin_a", "f8"),  # two uniforms in [0, 1) for routers that toss
@@ -50,7 +47,7 @@ REQUEST = np.dtype(
         ("processed", "i8"),  # tokens prefilled in this attempt (decodes are counted by lane epoch)
         ("next_waiting", "i8"),  # queue link
         ("shared", "i8"),  # blocks of it that live in the prefix cache
-        ("hit_tokens", "i8"),  # tokens not computed thanks to the prefix cache, all attempts
+        ("hit_tokens", "i8"),  # prompt tokens found in the prefix cache, in its last attempt
         ("order", "f8"),  # place in its pool: arrival or admission, as the scheduler wants it
     ],
     align=True,

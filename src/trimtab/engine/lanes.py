@@ -14,8 +14,8 @@ from __future__ import annotations
 from trimtab.engine.dtypes import NEVER, NONE, Scheduler, Status
 from trimtab.engine.heap import push
 from trimtab.engine.jit import jit
-from trimtab.engine.queue import requeue
 from trimtab.engine.prefix import leave, publish
+from trimtab.engine.queue import requeue
 from trimtab.engine.record import record_gap
 from trimtab.engine.state import State
 

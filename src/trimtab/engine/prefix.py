@@ -76,7 +76,7 @@ def enter(state: State, replica: int, request: int) -> None:
     tokens = hits * state.groups["block_size"][replicas["group"][replica]]
     requests["processed"][request] = tokens
     requests["shared"][request] = hits
-    requests["hit_tokens"][request] += tokens
+    requests["hit_tokens"][request] = tokens
     replicas["hit_tokens"][replica] += tokens
     replicas["pending_prefill"][replica] -= tokens
     first = requests["path_at"][request]

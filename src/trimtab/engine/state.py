@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from trimtab.engine import dtypes
 from trimtab.engine.bundle import address_block, register
 from trimtab.engine.dtypes import NONE
 from trimtab.exectime.tables import ExecTables
+from trimtab.workload.content import Traffic
 
 SAMPLE_CAPACITY = 1024
 
@@ -37,18 +37,6 @@ LAYOUT = {
     "itl": (np.dtype(np.int64), 1),  # (ITL_BINS,) output tokens
     "control": (dtypes.CONTROL, 1),  # (1,)
 }
-
-
-@dataclass(frozen=True)
-class Content:
-    """What prompts share: request i's path is steps path_at to path_at + path_len of both arrays."""
-
-    path_node: NDArray[np.int64]
-    path_tokens: NDArray[np.int64]
-    num_nodes: int
-
-
-NO_CONTENT = Content(np.zeros(1, np.int64), np.zeros(1, np.int64), 0)
 
 
 class State:
@@ -89,16 +77,16 @@ register(State, LAYOUT)
 
 
 def allocate(
-    requests: NDArray[Any],
+    traffic: Traffic,
     groups: NDArray[Any],
     counts: list[int],
     kv_blocks: list[int],
     speeds: list[float],
     curves: NDArray[np.float64],
     max_iterations: int,
-    content: Content,
 ) -> State:
-    """A fresh state at time zero. ``requests`` is copied; per group: replicas, KV blocks, speed."""
+    """A fresh state at time zero. The requests are copied; per group: replicas, KV blocks, speed."""
+    requests = traffic.requests
     group_of = np.repeat(np.arange(len(groups)), counts)
     num_replicas = len(group_of)
     stages = int(groups["stages"].max())
@@ -130,9 +118,9 @@ def allocate(
         phases=np.zeros((len(lanes), int(groups["block_size"].max())), np.int64),
         batches=np.zeros(num_replicas * stages, dtypes.BATCH),
         chunks=np.zeros((num_replicas * stages, width), dtypes.CHUNK),
-        path_node=content.path_node,
-        path_tokens=content.path_tokens,
-        cache=np.zeros((num_replicas, max(1, content.num_nodes)) if caching else (1, 1), dtypes.CACHE),
+        path_node=pad(traffic.path_node),
+        path_tokens=pad(traffic.path_tokens),
+        cache=np.zeros((num_replicas, max(1, traffic.num_nodes)) if caching else (1, 1), dtypes.CACHE),
         events=np.zeros(num_replicas * (stages + 1) + len(requests) - timed + 1, dtypes.EVENT),
         curves=curves,
         iterations=np.empty(max_iterations, dtypes.ITERATION),
@@ -142,6 +130,11 @@ def allocate(
         itl=np.zeros(dtypes.ITL_BINS, np.int64),
         control=control,
     )
+
+
+def pad(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tables are never empty."""
+    return values if len(values) else np.zeros(1, np.int64)
 
 
 def pack_tables(groups: NDArray[Any], tables: list[ExecTables]) -> NDArray[np.float64]:

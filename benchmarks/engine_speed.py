@@ -53,7 +53,9 @@ def main() -> None:
     figures = {"name": "engine_speed", "load": LOAD_QPS / full}
     for replicas in (4, 64):
         iterations, served = measure(replicas, requests, repeats)
-        print(f"{replicas:3} replicas: {iterations:12,.0f} iterations, {served:10,.0f} requests per CPU-second")
+        print(
+            f"{replicas:3} replicas: {iterations:12,.0f} iterations, {served:10,.0f} requests per CPU-second"
+        )
         figures[f"requests_per_cpu_s_{replicas}"] = served
         if replicas == 4:
             figures["iterations_per_cpu_s"] = iterations

@@ -1,6 +1,6 @@
 """One million requests on 64 replicas, whole process: seconds and peak memory.
 
-    python benchmarks/million.py [--quick]
+python benchmarks/million.py [--quick]
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ result = tt.simulate("azure-conv", overrides={
     "workload.arrivals": {"kind": "poisson", "qps": 384.0},
 })
 summary = result.summary()
-print({key: round(summary[key], 3) for key in ("completed", "p99_ttft_ms", "output_throughput", "iterations")})
+keys = ("completed", "p99_ttft_ms", "output_throughput", "iterations")
+print({key: round(summary[key], 3) for key in keys})
 """
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from trimtab.errors import TrimtabError
 from trimtab.result import Result
-from trimtab.simulate import simulate
+from trimtab.simulation import simulate
 from trimtab.vidur import from_vidur
 
 SHARED = Path(os.environ.get("TRIMTAB_SHARED", Path(__file__).parents[2] / "shared"))

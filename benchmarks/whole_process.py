@@ -20,7 +20,15 @@ from pathlib import Path
 
 
 def seconds(cache: str, out: Path) -> float:
-    command = [str(Path(sys.executable).with_name("trimtab")), "simulate", "azure-conv", "--requests", "2000", "--out", str(out)]
+    command = [
+        str(Path(sys.executable).with_name("trimtab")),
+        "simulate",
+        "azure-conv",
+        "--requests",
+        "2000",
+        "--out",
+        str(out),
+    ]
     started = time.perf_counter()
     done = subprocess.run(
         command, env={**os.environ, "TRIMTAB_CACHE": cache}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

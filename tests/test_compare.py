@@ -12,8 +12,8 @@ import threading
 import numpy as np
 import pytest
 
-import trimtab.simulate
-from trimtab.compare import choose_routers, compare
+import trimtab.simulation
+from trimtab.comparison import choose_routers, compare
 from trimtab.errors import TrimtabError
 from trimtab.report.compare_folder import save_comparison
 from trimtab.report.words import headline, notices, verdict_sentence
@@ -49,7 +49,7 @@ def test_table_is_complete(small):
 
 
 def test_means_are_those_of_the_runs(small):
-    result = trimtab.simulate.simulate(SCENARIO, router="random", seed=1)
+    result = trimtab.simulation.simulate(SCENARIO, router="random", seed=1)
     assert small.table["p99_ttft_ms"]["random"].per_seed[1] == pytest.approx(result.summary()["p99_ttft_ms"])
 
 
@@ -245,7 +245,8 @@ def test_every_metric_has_a_sentence(small):
 
 def test_importing_is_light():
     code = (
-        "import sys, trimtab.compare, trimtab.report.html, trimtab.report.run_folder, trimtab.report.plots;"
+        "import sys, trimtab.comparison, trimtab.report.html, trimtab.report.run_folder;"
+        "import trimtab.report.plots;"
         "print([m for m in ('matplotlib', 'pyarrow', 'pandas', 'numba', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

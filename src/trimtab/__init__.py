@@ -12,20 +12,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trimtab.compare import Comparison, compare
+    from trimtab.comparison import Comparison, compare
     from trimtab.errors import TrimtabError
     from trimtab.report.metrics import summarize
     from trimtab.report.run_folder import load, save
     from trimtab.result import Result
     from trimtab.scenario import Scenario, bundled_scenarios, load_scenario
-    from trimtab.simulate import simulate
+    from trimtab.simulation import simulate
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "simulate": "trimtab.simulate",
-    "compare": "trimtab.compare",
-    "Comparison": "trimtab.compare",
+    "simulate": "trimtab.simulation",
+    "compare": "trimtab.comparison",
+    "Comparison": "trimtab.comparison",
     "Result": "trimtab.result",
     "Scenario": "trimtab.scenario",
     "load_scenario": "trimtab.scenario",

@@ -14,7 +14,11 @@ class TrimtabError(ValueError):
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"`` for the closest allowed name, or an empty string."""
+    """``" Did you mean 'x'?"`` for the closest allowed name, or an empty string.
+
+    >>> did_you_mean("rnadom", ["random", "round-robin"])
+    " Did you mean 'random'?"
+    """
     close = difflib.get_close_matches(str(given), [str(name) for name in allowed], n=1, cutoff=0.55)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -26,6 +30,4 @@ def unknown(what: str, given: str, allowed: Iterable[str]) -> TrimtabError:
     "unknown router 'rnadom'; allowed: random, round-robin. Did you mean 'random'?"
     """
     names = sorted(str(name) for name in allowed)
-    return TrimtabError(
-        f"unknown {what} {given!r}; allowed: {', '.join(names)}.{did_you_mean(given, names)}"
-    )
+    return TrimtabError(f"unknown {what} {given!r}; allowed: {', '.join(names)}.{did_you_mean(given, names)}")

@@ -42,9 +42,7 @@ def build_fleets(groups: list[ReplicaGroup], requests: NDArray[np.void]) -> tupl
     longest = int((requests["prefill_tokens"] + requests["decode_tokens"]).max())
     pairs = [_build(group, index, longest) for index, group in enumerate(groups)]
     rates = [tokens_per_second(fleet.tables, fleet.stages) for fleet, _ in pairs]
-    fleets = [
-        replace(fleet, speed=rate / max(rates)) for (fleet, _), rate in zip(pairs, rates, strict=True)
-    ]
+    fleets = [replace(fleet, speed=rate / max(rates)) for (fleet, _), rate in zip(pairs, rates, strict=True)]
     return fleets, [facts for _, facts in pairs]
 
 
@@ -55,7 +53,9 @@ def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]
     info, config = get_scheduler(group.scheduler.name), group.scheduler
     name = group.name or f"{model.name} on {device.name}"
     if group.pp > 1 and not info.pipeline:
-        raise TrimtabError(f"group {name!r}: scheduler {info.name} does not support pp {group.pp}; allowed: 1")
+        raise TrimtabError(
+            f"group {name!r}: scheduler {info.name} does not support pp {group.pp}; allowed: 1"
+        )
     block_size = config.block_size or info.block_size
     num_blocks = config.num_blocks or _planned_blocks(group, model, device, block_size, longest)
     reserve = -(-(config.kv_reservation_tokens or longest) // block_size) if info.reserves else 0
@@ -63,7 +63,9 @@ def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]
     if reserve:
         max_seqs = max(1, min(max_seqs, num_blocks // reserve))
     token_budget = _token_budget(info, config.token_budget, longest)
-    max_chunk = min(max(token_budget, longest), LARGEST_CHUNK) if info.reserves else min(token_budget, LARGEST_CHUNK)
+    max_chunk = (
+        min(max(token_budget, longest), LARGEST_CHUNK) if info.reserves else min(token_budget, LARGEST_CHUNK)
+    )
     watermark = info.watermark if config.watermark is None else config.watermark
     fleet = Fleet(
         name=name,
@@ -79,13 +81,12 @@ def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]
         reserve_blocks=reserve,
         max_waiting_iters=config.max_waiting_iters,
         priority=config.policy == "priority",
+        prefix_caching=config.prefix_caching,
     )
     return fleet, _facts(group, fleet, model, device, info)
 
 
-def _planned_blocks(
-    group: ReplicaGroup, model: Model, device: Device, block_size: int, longest: int
-) -> int:
+def _planned_blocks(group: ReplicaGroup, model: Model, device: Device, block_size: int, longest: int) -> int:
     plan = plan_kv(model, device, group.tp, group.pp, block_size, group.memory_margin, longest)
     return plan.num_blocks
 

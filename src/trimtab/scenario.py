@@ -246,6 +246,7 @@ class SchedulerConfig(_Section):
     max_waiting_iters: Count = 10
     policy: Literal["fcfs", "priority"] = "fcfs"
     kv_reservation_tokens: Count | None = None
+    prefix_caching: bool = False
 
 
 class ExecTimeConfig(_Section):

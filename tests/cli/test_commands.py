@@ -101,7 +101,7 @@ def test_interrupt_leaves_nothing(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trimtab.simulate.simulate", interrupted)
+    monkeypatch.setattr("trimtab.simulation.simulate", interrupted)
     assert main(["simulate", *SMALL]) == 130
     assert capsys.readouterr().err == "interrupted; nothing was left half-written\n"
     assert entries(tmp_path) == []

@@ -16,11 +16,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("routers", "schedulers"),
     ("cluster",),
     ("fleet", "result", "vidur", "vidur_flags"),
-    ("simulate",),
+    ("simulation",),
     ("report.definitions", "report.load", "report.atomic", "report.bootstrap"),
     ("report.metrics",),
     ("report.digest", "report.series"),
-    ("compare",),
+    ("comparison",),
     ("report", "plan", "learn", "moe", "fusion", "rlhf"),
     ("cli",),
 )

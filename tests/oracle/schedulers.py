@@ -250,7 +250,9 @@ class LightLlm(Scheduler):
             head = self.waiting[0]
             tokens = head.target + sum(entry.tokens for entry in entries)
             needs.append((head.target + 1, max(0, head.output - 2)))
-            if (entries and tokens > self.settings.token_budget) or largest_need(needs) >= self.settings.num_blocks:
+            if (entries and tokens > self.settings.token_budget) or largest_need(
+                needs
+            ) >= self.settings.num_blocks:
                 break
             entries.append(prefill_entry(self.admit(head.target), head.target))
         return entries

@@ -223,7 +223,7 @@ def comparison():
     """Two routers on two seeds of the queueing model."""
     import dataclasses
 
-    from trimtab.compare import conclude
+    from trimtab.comparison import conclude
     from trimtab.report.digest import digest_run
 
     digests = []

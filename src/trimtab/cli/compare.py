@@ -15,7 +15,7 @@ from trimtab.errors import TrimtabError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from trimtab.compare import Comparison
+    from trimtab.comparison import Comparison
     from trimtab.report.digest import Metric
 
 SHOWN = ("p50_ttft_ms", "p99_ttft_ms", "p99_tpot_ms", "mean_e2el_ms", "request_goodput",
@@ -54,7 +54,7 @@ def compare(
     if workers is not None and workers < 1:
         raise TrimtabError(f"--workers must be 1 or more, got {workers}")
     folder = options.output_folder(out, f"compare-{chosen.name}-{chosen.digest()}", "comparison.json")
-    from trimtab.compare import compare as run
+    from trimtab.comparison import compare as run
     from trimtab.report.compare_folder import save_comparison
 
     numbers = list(range(chosen.seed, chosen.seed + seeds))

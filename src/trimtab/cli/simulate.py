@@ -51,7 +51,7 @@ def simulate(
         _require_wandb()
     from trimtab.report.metrics import summarize
     from trimtab.report.run_folder import save
-    from trimtab.simulate import simulate as run
+    from trimtab.simulation import simulate as run
 
     with progress_bar(f"simulating {chosen.name}", "requests", quiet or as_json) as report_progress:
         result = run(chosen, progress=report_progress)

@@ -1,7 +1,8 @@
 """The event loop: arrivals and batch ends in order of time, over all replicas.
 
 Simultaneous events: batch ends first (lower replica first), then arrivals (lower request first),
-then replicas form their batches (lower first), then load samples. ``tests/cluster/test_event_order.py`` pins this.
+then replicas form their batches (lower first), then load samples are taken.
+``tests/cluster/test_event_order.py`` pins this.
 """
 
 from __future__ import annotations

@@ -241,4 +241,6 @@ def register(python_class: type, layout: Layout) -> None:
         address = context.pyapi.object_getattr_string(value, "address")
         native = context.pyapi.long_as_voidptr(address)
         context.pyapi.decref(address)
-        return NativeValue(native, is_error=cgutils.is_not_null(context.builder, context.pyapi.err_occurred()))
+        return NativeValue(
+            native, is_error=cgutils.is_not_null(context.builder, context.pyapi.err_occurred())
+        )

@@ -12,7 +12,7 @@ from trimtab.report.run_folder import scenario_yaml, write_json
 from trimtab.report.words import headline, notices
 
 if TYPE_CHECKING:
-    from trimtab.compare import Comparison, Estimate
+    from trimtab.comparison import Comparison, Estimate
 
 FORMAT = 1
 MARKER = "comparison.json"

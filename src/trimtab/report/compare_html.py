@@ -15,7 +15,7 @@ from trimtab.report.words import between, headline, listing, notices, number, re
 from trimtab.routers import ROUTERS
 
 if TYPE_CHECKING:
-    from trimtab.compare import Comparison, Estimate
+    from trimtab.comparison import Comparison, Estimate
     from trimtab.report.bootstrap import Interval
 
 CARDS = (

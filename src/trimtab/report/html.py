@@ -15,7 +15,7 @@ from trimtab.result import Group, Result
 from trimtab.scenario import Scenario
 
 if TYPE_CHECKING:
-    from trimtab.compare import Comparison
+    from trimtab.comparison import Comparison
 
 LOGO = (
     '<svg viewBox="0 0 20 20" fill="none" stroke="currentColor" stroke-width="1.7" stroke-linecap="round" '

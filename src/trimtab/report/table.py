@@ -11,7 +11,7 @@ from trimtab.result import Result
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from trimtab.compare import Comparison
+    from trimtab.comparison import Comparison
 
 WIDTH = 50
 COUNTS = (

@@ -10,7 +10,7 @@ from trimtab.report.definitions import define
 from trimtab.report.digest import METRICS, Metric
 
 if TYPE_CHECKING:
-    from trimtab.compare import Comparison
+    from trimtab.comparison import Comparison
     from trimtab.result import Result
 
 LEADING = ("p99_ttft_ms", "mean_e2el_ms")  # quoted in the headline, the first that has something to say

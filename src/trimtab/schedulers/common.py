@@ -32,8 +32,8 @@ def take_decodes(state: State, replica: int, batch: int) -> int:
     """Every available decode joins the batch, up to the sequences one batch may hold.
 
     When KV runs short the last request of the pool is preempted until the one at hand has room
-    (Vidur wants a free block before each decode, even one that needs none: the group's ``spare``). Returns how
-    many pool slots were looked at: prefills beyond are not considered for this batch.
+    (Vidur wants a free block before each decode, even one that needs none: the group's ``spare``).
+    Returns how many pool slots were looked at: prefills beyond are not considered for this batch.
     """
     pool = pool_of(state, replica)
     group = state.replicas["group"][replica]
@@ -128,9 +128,7 @@ def sort_pool(state: State, pool: int) -> None:
     arrival, slots = state.requests["arrival"], state.slots
     for slot in range(1, state.lanes["count"][pool]):
         at = slot
-        while at > 0 and (
-            arrival[slots["request"][pool, at - 1]] > arrival[slots["request"][pool, at]]
-        ):
+        while at > 0 and (arrival[slots["request"][pool, at - 1]] > arrival[slots["request"][pool, at]]):
             swap_slots(state, pool, at - 1, at)
             at -= 1
 

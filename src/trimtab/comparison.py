@@ -100,7 +100,7 @@ def compare(
     TrimtabError
         for unknown or repeated routers or seeds, and for whatever is wrong with the scenario.
     """
-    base = _anchored(load_scenario(scenario, overrides), scenario)
+    base = load_scenario(scenario, overrides)
     chosen = choose_routers(routers)
     _check_seeds(seeds)
     reference = _baseline(baseline, list(chosen))
@@ -128,16 +128,6 @@ def choose_routers(routers: Sequence[RouterChoice] | str) -> dict[str, RouterCho
     if len(chosen) < 2:
         raise TrimtabError(f"a comparison needs two routers or more; given: {', '.join(chosen) or 'none'}")
     return chosen
-
-
-def _anchored(base: Scenario, source: object) -> Scenario:
-    """A trace beside the scenario's file stays beside it, wherever the runs look from."""
-    trace = base.workload.trace
-    if trace is None or not isinstance(source, (str, Path)) or not Path(source).suffix:
-        return base
-    path = str(Path(source).absolute().parent / trace.path)  # an absolute trace.path stays as it is
-    workload = base.workload.model_copy(update={"trace": trace.model_copy(update={"path": path})})
-    return base.model_copy(update={"workload": workload})
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:
@@ -187,7 +177,7 @@ def _run_all(
 
 
 def _run(base: Scenario, seed: int, name: str, router: RouterChoice, bins: int) -> Digest:
-    from trimtab.simulate import simulate
+    from trimtab.simulation import simulate
 
     digest = digest_run(simulate(base, router=router, seed=seed), bins)
     return replace(digest, router=name)  # a router in Python leaves the scenario's name as it was

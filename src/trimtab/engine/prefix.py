@@ -26,67 +26,73 @@ def caches_prefixes(state: State, replica: int, request: int) -> bool:
 
 
 @jit
-def hit_blocks(state: State, replica: int, request: int) -> int:
-    """Blocks of the prompt that are cached, from its start; at least one token is left to compute."""
+def hit_blocks(state: State, replica: int, request: int, least_pins: int) -> int:
+    """Blocks of the prompt that are cached, from its start; at least one token is left to compute.
+
+    Only those in nodes that ``least_pins`` running requests or more use are counted.
+    """
     if not caches_prefixes(state, replica, request):
         return 0
+    cache = state.cache
     block = state.groups["block_size"][state.replicas["group"][replica]]
     first = state.requests["path_at"][request]
+    most = (state.requests["target"][request] - 1) // block
     tokens = 0
     hits = 0
     for step in range(first, first + state.requests["path_len"][request]):
         before = tokens // block
         tokens += state.path_tokens[step]
+        node = state.path_node[step]
         wanted = tokens // block - before
-        have = state.cache["blocks"][replica, state.path_node[step]]
-        hits += min(have, wanted)
-        if have < wanted:
-            break
-    return min(hits, (state.requests["target"][request] - 1) // block)
+        hit = min(wanted, cache["blocks"][replica, node], most)
+        most = most - hit if hit == wanted else 0
+        if cache["pins"][replica, node] >= least_pins:
+            hits += hit
+    return hits
 
 
 @jit
 def prefix_hit_tokens(state: State, replica: int, request: int) -> int:
     """Prompt tokens that the replica would not have to compute."""
     block = state.groups["block_size"][state.replicas["group"][replica]]
-    return hit_blocks(state, replica, request) * block
-
-
-@jit
-def blocks_to_pin(state: State, replica: int, request: int) -> int:
-    """Evictable blocks that stop being so when the request enters."""
-    if not caches_prefixes(state, replica, request):
-        return 0
-    first = state.requests["path_at"][request]
-    blocks = 0
-    for step in range(first, first + state.requests["path_len"][request]):
-        node = state.path_node[step]
-        if state.cache["pins"][replica, node] == 0:
-            blocks += state.cache["blocks"][replica, node]
-    return blocks
+    return hit_blocks(state, replica, request, 0) * block
 
 
 @jit
 def enter(state: State, replica: int, request: int) -> None:
-    """A request taken into service starts behind its hits and pins the nodes of its path."""
+    """A request taken into service starts behind its hits and pins the nodes of its path.
+
+    Of a node that nobody else uses it keeps what it hits and no more, so that all pinned blocks are in
+    use: a request that fits alone can always be admitted, and go on.
+    """
     if not caches_prefixes(state, replica, request):
         return
     requests, replicas, cache = state.requests, state.replicas, state.cache
-    hits = hit_blocks(state, replica, request)
-    tokens = hits * state.groups["block_size"][replicas["group"][replica]]
-    requests["processed"][request] = tokens
-    requests["shared"][request] = hits
-    requests["hit_tokens"][request] = tokens
-    replicas["hit_tokens"][replica] += tokens
-    replicas["pending_prefill"][replica] -= tokens
+    block = state.groups["block_size"][replicas["group"][replica]]
+    most = (requests["target"][request] - 1) // block
     first = requests["path_at"][request]
+    tokens = 0
+    hits = 0
     for step in range(first, first + requests["path_len"][request]):
+        before = tokens // block
+        tokens += state.path_tokens[step]
         node = state.path_node[step]
-        if cache["pins"][replica, node] == 0 and cache["blocks"][replica, node] > 0:
+        wanted = tokens // block - before
+        have = cache["blocks"][replica, node]
+        hit = min(wanted, have, most)
+        most = most - hit if hit == wanted else 0
+        hits += hit
+        if cache["pins"][replica, node] == 0 and have > 0:
             unlink(state, replica, node)
-            replicas["kv_cached"][replica] -= cache["blocks"][replica, node]
-            replicas["kv_used"][replica] += cache["blocks"][replica, node]
+            cache["blocks"][replica, node] = hit
+            replicas["kv_cached"][replica] -= have
+            replicas["kv_used"][replica] += hit
         cache["pins"][replica, node] += 1
+    requests["processed"][request] = hits * block
+    requests["shared"][request] = hits
+    requests["hit_tokens"][request] = hits * block
+    replicas["hit_tokens"][replica] += hits * block
+    replicas["pending_prefill"][replica] -= hits * block
 
 
 @jit

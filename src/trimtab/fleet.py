@@ -81,6 +81,7 @@ def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]
         reserve_blocks=reserve,
         max_waiting_iters=config.max_waiting_iters,
         priority=config.policy == "priority",
+        prefix_caching=config.prefix_caching,
     )
     return fleet, _facts(group, fleet, model, device, info)
 

@@ -27,6 +27,7 @@ REQUEST_COLUMNS = (
     "first_token",
     "finished",
     "execution",
+    "hit_tokens",
 )
 
 

@@ -161,11 +161,43 @@ Lengths = Annotated[
 
 
 class Trace(_Section):
-    """A trace file. ``columns`` maps arrived_at/prefill/decode/session to the file's own names."""
+    """A trace file. ``columns`` maps arrived_at/prefill/decode/session to the file's own names.
+
+    Each of a Mooncake row's ``hash_ids`` stands for ``hash_tokens`` tokens of its prompt.
+    """
 
     path: str
     format: Literal["auto", "azure", "vidur", "burstgpt", "mooncake", "table"] = "auto"
     columns: dict[str, str] | None = None
+    hash_tokens: Count = 512
+
+
+class Sessions(_Section):
+    """Conversations: every prompt is the whole history so far and the new words of the user.
+
+    A session has ``turns`` turns, on average (geometric) or always (fixed). ``lengths`` draws the new
+    prompt tokens and the answer of each turn. The next turn comes ``think_s`` seconds after the answer
+    (mean, exponential). A session ends early where its context would pass ``max_context`` tokens.
+    """
+
+    turns: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
+    law: Literal["geometric", "fixed"] = "geometric"
+    think_s: NonNegative = 10.0
+    max_context: Count = 32768
+
+
+class Prefixes(_Section):
+    """Shared beginnings of prompts, as system prompts are: ``groups`` of them, put before the drawn prompt.
+
+    A prefix has ``tokens`` tokens, or between two bounds: [least, most]. The k-th most popular one is
+    chosen with probability proportional to k^-zipf; ``share`` of all requests (of all sessions, where
+    there are sessions) have one.
+    """
+
+    groups: Count = 16
+    tokens: Count | tuple[Count, Count] = 1024
+    zipf: NonNegative = 1.0
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
 class Workload(_Section):
@@ -174,7 +206,8 @@ class Workload(_Section):
     ``duration_s`` wins over ``num_requests``. ``max_tokens`` caps prompt plus output by cutting the
     prompt, or both with ``cap: proportional``. ``users`` switches to a closed loop: N users, each
     sending its next request ``think_s`` seconds (mean, exponential; 0 = at once) after its last answer;
-    arrivals are then ignored.
+    arrivals are then ignored. ``sessions`` makes conversations, which ``arrivals`` start at a rate that
+    brings the requests to the one stated; ``prefixes`` gives prompts shared beginnings.
     """
 
     arrivals: Arrivals = PoissonArrivals(qps=10.0)
@@ -187,6 +220,8 @@ class Workload(_Section):
     users: Count | None = None
     think_s: NonNegative = 0.0
     requests_per_session: Count = 1
+    sessions: Sessions | None = None
+    prefixes: Prefixes | None = None
 
 
 # --- who serves ---------------------------------------------------------------------------------
@@ -211,6 +246,7 @@ class SchedulerConfig(_Section):
     max_waiting_iters: Count = 10
     policy: Literal["fcfs", "priority"] = "fcfs"
     kv_reservation_tokens: Count | None = None
+    prefix_caching: bool = False
 
 
 class ExecTimeConfig(_Section):

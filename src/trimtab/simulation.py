@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from trimtab.result import Group, Result
 from trimtab.routers import Router, get_router
 from trimtab.routers.view import RouterView
 from trimtab.scenario import RouterConfig, Scenario, load_scenario
-from trimtab.workload import build_requests
+from trimtab.workload import Traffic, build_traffic
 
 PythonRouter = Callable[[RouterView], int]
 
@@ -60,9 +61,9 @@ def simulate(
         chosen = chosen.model_copy(
             update={"router": chosen.router.model_copy(update={"name": get_router(router).name})}
         )
-    requests = build_requests(chosen.workload, chosen.seed)
-    fleets, groups = build_fleets(chosen.replicas, requests)
-    state = start(chosen, requests, fleets, outside=callable(router), max_iterations=max_iterations)
+    traffic = build_traffic(chosen.workload, chosen.seed)
+    fleets, groups = build_fleets(chosen.replicas, traffic.requests)
+    state = start(chosen, traffic, fleets, outside=callable(router), max_iterations=max_iterations)
     ask = _ask_python(state, router) if callable(router) else None
     until = chosen.time_limit_s or np.inf
     cpu_seconds = run(state, ask, until, progress)
@@ -71,7 +72,7 @@ def simulate(
 
 def start(
     scenario: Scenario,
-    requests: NDArray[Any],
+    traffic: Traffic,
     fleets: list[Fleet],
     outside: bool = False,
     max_iterations: int | None = None,
@@ -80,8 +81,11 @@ def start(
     config = scenario.router
     kind = Router.OUTSIDE if outside else get_router(config.name).kind
     if kind == Router.REPLAY:
-        requests = _with_assignment(requests, config, sum(fleet.count for fleet in fleets))
-    return prepare(requests, fleets, kind, config.choices, config.speed_aware, max_iterations)
+        requests = _with_assignment(traffic.requests, config, sum(fleet.count for fleet in fleets))
+        traffic = replace(traffic, requests=requests)
+    return prepare(
+        traffic.requests, fleets, kind, config.choices, config.speed_aware, max_iterations, traffic
+    )
 
 
 def collect(

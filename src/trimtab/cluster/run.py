@@ -16,6 +16,7 @@ from trimtab.engine.state import State, allocate, pack_tables
 from trimtab.errors import TrimtabError
 from trimtab.exectime.tables import ExecTables
 from trimtab.routers import Router
+from trimtab.workload.content import Traffic, private
 
 MAX_ITERATIONS = 2_000_000  # recorded; beyond that only counted
 SLICES = 64  # of simulated time between two looks at the clock (progress, Ctrl-C)
@@ -41,6 +42,7 @@ class Fleet:
     reserve_blocks: int = 0
     max_waiting_iters: int = 10
     priority: bool = False
+    prefix_caching: bool = False
     speed: float = 1.0
 
     @property
@@ -60,6 +62,11 @@ def check_fleet(fleet: Fleet) -> None:
         raise TrimtabError(
             f"{who}: lightllm works with block_size 1 and pp 1, "
             f"got block_size {fleet.block_size} and pp {fleet.stages}"
+        )
+
+    if fleet.prefix_caching and fleet.scheduler != Scheduler.VLLM_V1:
+        raise TrimtabError(
+            f"{who}: prefix caching works with scheduler vllm_v1, not {fleet.scheduler.name.lower()}"
         )
 
 
@@ -86,8 +93,12 @@ def prepare(
     choices: int = 2,
     speed_aware: bool = True,
     max_iterations: int | None = None,
+    traffic: Traffic | None = None,
 ) -> State:
-    """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied."""
+    """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied.
+
+    ``traffic`` says what the prompts of those requests share; without it they share nothing.
+    """
     groups = np.zeros(len(fleets), GROUP)
     for row, fleet in zip(groups, fleets, strict=True):
         check_fleet(fleet)
@@ -98,7 +109,7 @@ def prepare(
         tokens = int(requests["decode_tokens"].sum()) + int(requests["prefill_tokens"].sum())
         max_iterations = min(MAX_ITERATIONS, 4 * tokens)
     state = allocate(
-        requests,
+        traffic or private(requests),
         groups,
         [fleet.count for fleet in fleets],
         [fleet.num_blocks for fleet in fleets],
@@ -123,6 +134,7 @@ def _fill_group(row: Any, fleet: Fleet) -> None:
     row["reserve"] = fleet.reserve_blocks
     row["max_waiting_iters"] = fleet.max_waiting_iters
     row["priority"] = fleet.priority
+    row["prefix_caching"] = fleet.prefix_caching
     row["spare"] = fleet.scheduler in (Scheduler.VLLM, Scheduler.SARATHI)
     chunk, batch, kv = 512, 64, 1024
     tables = fleet.tables

@@ -8,6 +8,7 @@ from trimtab.engine.dtypes import Event, Scheduler
 from trimtab.engine.heap import push
 from trimtab.engine.jit import jit
 from trimtab.engine.lanes import first_token, merge, pool_of, step
+from trimtab.engine.prefix import evict
 from trimtab.engine.record import record_iteration
 from trimtab.engine.state import State
 
@@ -155,6 +156,8 @@ def launch(state: State, replica: int, batch: int, now: float) -> None:
     """Time the batch, lay it through the pipeline stages, and announce its end."""
     batches, groups, replicas = state.batches, state.groups, state.replicas
     group = replicas["group"][replica]
+    if replicas["kv_cached"][replica] > 0:
+        evict(state, replica)
     decodes, prefills = batches["decodes"][batch], batches["prefills"][batch]
     tokens = batches["prefill_tokens"][batch] + decodes
     unit = groups["token_round"][group]

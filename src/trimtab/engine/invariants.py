@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trimtab.engine.dtypes import NEVER, NONE, Scheduler, Status
+from trimtab.engine.lanes import held_blocks
 from trimtab.engine.state import State
 
 
@@ -56,6 +57,9 @@ def check_blocks(state: State, replica: int, lanes: range) -> None:
     assert row["running"] == running
     assert row["outstanding"] == row["waiting"] + row["running"]
     assert 0 <= row["kv_used"] <= row["kv_total"]
+    if state.groups["prefix_caching"][row["group"]]:
+        check_cache(state, replica, lanes)
+        return
     static = state.groups["scheduler"][row["group"]] == Scheduler.FASTER_TRANSFORMER
     reserve = int(state.groups["reserve"][row["group"]])
     if reserve:
@@ -63,6 +67,26 @@ def check_blocks(state: State, replica: int, lanes: range) -> None:
         assert row["kv_used"] == reserve * running + (held if static else 0)
     elif running == 0:
         assert row["kv_used"] == 0
+
+
+def check_cache(state: State, replica: int, lanes: range) -> None:
+    """Pinned and private blocks are used, unpinned ones cached and in order of eviction, once."""
+    row, cache = state.replicas[replica], state.cache[replica]
+    pinned = cache["pins"] > 0
+    assert row["kv_cached"] == cache["blocks"][~pinned].sum()
+    group = int(row["group"])
+    private = 0
+    for lane in lanes:
+        for slot in range(int(state.lanes["count"][lane])):
+            request = state.slots["request"][lane, slot]
+            private += held_blocks(state, group, lane, slot) - state.requests["shared"][request]
+    if row["in_flight"] == 0:
+        assert row["kv_used"] == private + cache["blocks"][pinned].sum()
+    node, seen = int(row["lru_oldest"]), []
+    while node != NONE:
+        seen.append(node)
+        node = int(cache["newer"][node])
+    assert sorted(seen) == np.flatnonzero(~pinned & (cache["blocks"] > 0)).tolist()
 
 
 def check_requests(state: State) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from trimtab.engine.dtypes import NEVER, NONE, Scheduler, Status
 from trimtab.engine.heap import push
 from trimtab.engine.jit import jit
+from trimtab.engine.prefix import leave, publish
 from trimtab.engine.queue import requeue
 from trimtab.engine.record import record_gap
 from trimtab.engine.state import State
@@ -52,6 +53,15 @@ def held_blocks(state: State, group: int, lane: int, slot: int) -> int:
     if groups["scheduler"][group] == INCREMENTAL:
         return blocks_for(state.requests["processed"][request], block)
     return blocks_for(state.requests["target"][request], block)
+
+
+@jit
+def release(state: State, replica: int, lane: int, slot: int) -> None:
+    """Free a request's private blocks and unpin its prefix."""
+    request = state.slots["request"][lane, slot]
+    held = held_blocks(state, state.replicas["group"][replica], lane, slot)
+    state.replicas["kv_used"][replica] -= held - state.requests["shared"][request]
+    leave(state, replica, request)
 
 
 @jit
@@ -184,6 +194,7 @@ def first_token(state: State, replica: int, lane: int, request: int, now: float)
     else:
         record_gap(state, now - requests["last_token"][request], 1)
     state.control["tokens"][0] += 1
+    publish(state, replica, request, requests["target"][request])
     processed = requests["target"][request] + 1
     finish_in = requests["prefill_tokens"][request] + requests["decode_tokens"][request] - processed
     if finish_in == 0:
@@ -210,7 +221,9 @@ def finish(state: State, replica: int, lane: int, slot: int, now: float) -> None
     if state.groups["scheduler"][group] == STATIC:
         state.lanes["held"][lane] += state.groups["reserve"][group]
     else:
-        replicas["kv_used"][replica] -= held_blocks(state, group, lane, slot)
+        tokens = requests["prefill_tokens"][request] + requests["decode_tokens"][request] - 1
+        publish(state, replica, request, tokens)
+        release(state, replica, lane, slot)
     following = requests["next_turn"][request]
     if following != NONE:
         requests["arrival"][following] = now + requests["think"][request]
@@ -272,9 +285,8 @@ def sweep(state: State, replica: int, lane: int, now: float) -> None:
 def preempt(state: State, replica: int, lane: int, slot: int) -> None:
     """Free a request's KV and send it to the front of the queue; all its tokens are recomputed."""
     requests, replicas, slots = state.requests, state.replicas, state.slots
-    group = replicas["group"][replica]
     request = slots["request"][lane, slot]
-    replicas["kv_used"][replica] -= held_blocks(state, group, lane, slot)
+    release(state, replica, lane, slot)
     if slots["finish"][lane, slot] != NEVER:
         requests["target"][request] = state.lanes["epoch"][lane] + slots["offset"][lane, slot]
         requests["last_token"][request] = last_token_of(state, lane, slot)

@@ -11,6 +11,7 @@ from trimtab.engine import dtypes
 from trimtab.engine.bundle import address_block, register
 from trimtab.engine.dtypes import NONE
 from trimtab.exectime.tables import ExecTables
+from trimtab.workload.content import Traffic
 
 SAMPLE_CAPACITY = 1024
 
@@ -24,6 +25,9 @@ LAYOUT = {
     "phases": (np.dtype(np.int64), 2),  # (R * L, block) decodes that need a block at epoch % block
     "batches": (dtypes.BATCH, 1),  # (R * P,) a ring per replica
     "chunks": (dtypes.CHUNK, 2),  # (R * P, W) prefills of each batch
+    "path_node": (np.dtype(np.int64), 1),  # content of all prompts: nodes and
+    "path_tokens": (np.dtype(np.int64), 1),  # tokens of each
+    "cache": (dtypes.CACHE, 2),  # (R, nodes), or (1, 1) without prefix caching
     "events": (dtypes.EVENT, 1),  # binary heap
     "curves": (np.dtype(np.float64), 1),  # all execution-time tables, one after another, s
     "iterations": (dtypes.ITERATION, 1),  # (recorded,)
@@ -49,6 +53,9 @@ class State:
     phases: NDArray[np.int64]
     batches: NDArray[Any]
     chunks: NDArray[Any]
+    path_node: NDArray[np.int64]
+    path_tokens: NDArray[np.int64]
+    cache: NDArray[Any]
     events: NDArray[Any]
     curves: NDArray[np.float64]
     iterations: NDArray[Any]
@@ -70,7 +77,7 @@ register(State, LAYOUT)
 
 
 def allocate(
-    requests: NDArray[Any],
+    traffic: Traffic,
     groups: NDArray[Any],
     counts: list[int],
     kv_blocks: list[int],
@@ -78,7 +85,8 @@ def allocate(
     curves: NDArray[np.float64],
     max_iterations: int,
 ) -> State:
-    """A fresh state at time zero. ``requests`` is copied; per group: replicas, KV blocks, speed."""
+    """A fresh state at time zero. The requests are copied; per group: replicas, KV blocks, speed."""
+    requests = traffic.requests
     group_of = np.repeat(np.arange(len(groups)), counts)
     num_replicas = len(group_of)
     stages = int(groups["stages"].max())
@@ -92,6 +100,8 @@ def allocate(
     replicas["speed"] = np.asarray(speeds)[group_of]
     replicas["kv_total"] = np.asarray(kv_blocks)[group_of]
     replicas["queue_head"] = replicas["queue_tail"] = NONE
+    replicas["lru_oldest"] = replicas["lru_newest"] = NONE
+    caching = bool(groups["prefix_caching"].any())
 
     control = np.zeros(1, dtypes.CONTROL)
     timed = int(np.isfinite(requests["arrival"]).sum())
@@ -108,6 +118,9 @@ def allocate(
         phases=np.zeros((len(lanes), int(groups["block_size"].max())), np.int64),
         batches=np.zeros(num_replicas * stages, dtypes.BATCH),
         chunks=np.zeros((num_replicas * stages, width), dtypes.CHUNK),
+        path_node=pad(traffic.path_node),
+        path_tokens=pad(traffic.path_tokens),
+        cache=np.zeros((num_replicas, max(1, traffic.num_nodes)) if caching else (1, 1), dtypes.CACHE),
         events=np.zeros(num_replicas * (stages + 1) + len(requests) - timed + 1, dtypes.EVENT),
         curves=curves,
         iterations=np.empty(max_iterations, dtypes.ITERATION),
@@ -117,6 +130,11 @@ def allocate(
         itl=np.zeros(dtypes.ITL_BINS, np.int64),
         control=control,
     )
+
+
+def pad(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tables are never empty."""
+    return values if len(values) else np.zeros(1, np.int64)
 
 
 def pack_tables(groups: NDArray[Any], tables: list[ExecTables]) -> NDArray[np.float64]:

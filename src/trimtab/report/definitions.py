@@ -203,6 +203,9 @@ SCALARS: dict[str, Definition] = {
     "kv_peak": Definition(
         "share", "KV peak", "highest share of KV blocks in use at any moment at any replica"
     ),
+    "prefix_hit_rate": Definition(
+        "share", "prefix hit rate", "share of prompt tokens found in the prefix cache instead of computed"
+    ),
     "cost": Definition("USD", "cost", "price of all replicas over the duration"),
     "cost_per_million_output_tokens": Definition(
         "USD", "cost per million output tokens", "cost / output tokens of completed requests x 1,000,000"
@@ -244,6 +247,9 @@ REPLICA_COLUMNS: dict[str, Definition] = {
     "mfu": Definition("share", "MFU", "model FLOPs / busy time / peak", "mfu"),
     "kv_utilization": Definition("share", "KV mean", "KV blocks in use, mean over time", "memory_usage"),
     "kv_peak": Definition("share", "KV peak", "highest share of KV blocks in use"),
+    "prefix_hit_rate": Definition(
+        "share", "hits", "share of prompt tokens found in the prefix cache instead of computed"
+    ),
     "mean_queue_length": Definition("requests", "queue", "requests waiting, mean over time"),
     "mean_running": Definition("requests", "running", "requests holding KV, mean over time"),
 }

@@ -201,6 +201,10 @@ def _scalars(result: Result, rows: dict[str, Any]) -> dict[str, float]:
         "mfu": _ratio(flops.sum(), seconds.sum()),
         "kv_utilization": _ratio((rows["kv_utilization"] * kv_total).sum(), kv_total.sum()),
         "kv_peak": float(rows["kv_peak"].max()),
+        "prefix_hit_rate": _ratio(
+            result.replicas["hit_tokens"].sum(),
+            (result.replicas["hit_tokens"] + result.replicas["prefill_done"]).sum(),
+        ),
         "cost": cost,
         "cost_per_million_output_tokens": _ratio(1e6 * cost, tokens_out),
     }
@@ -265,6 +269,8 @@ def replica_rows(result: Result) -> dict[str, Any]:
         "mfu": flops / np.where(seconds > 0, seconds, np.inf),
         "kv_utilization": replicas["kv_area"] / (kv_total * duration),
         "kv_peak": replicas["kv_peak"] / kv_total,
+        "prefix_hit_rate": replicas["hit_tokens"]
+        / np.maximum(replicas["hit_tokens"] + replicas["prefill_done"], 1),
         "mean_queue_length": replicas["waiting_area"] / duration,
         "mean_running": replicas["running_area"] / duration,
     }

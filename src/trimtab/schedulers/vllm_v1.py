@@ -13,6 +13,7 @@ from trimtab.engine.batches import add_chunk, add_decodes, drop_chunk
 from trimtab.engine.dtypes import NEVER, NONE
 from trimtab.engine.jit import jit
 from trimtab.engine.lanes import add_prefill, blocks_for, move_slot, pool_of, preempt
+from trimtab.engine.prefix import blocks_to_pin, enter, hit_blocks
 from trimtab.engine.queue import dequeue, goes_before
 from trimtab.engine.state import State
 from trimtab.schedulers.common import (
@@ -210,11 +211,14 @@ def admit_waiting(state: State, replica: int, batch: int, now: float) -> None:
         if budget == 0 or replicas["running"][replica] == groups["max_seqs"][group]:
             break
         request = replicas["queue_head"][replica]
-        target = state.requests["target"][request]
-        if free_blocks(state, replica) < blocks_for(target, groups["block_size"][group]):
+        block, target = groups["block_size"][group], state.requests["target"][request]
+        hits = hit_blocks(state, replica, request)
+        needed = blocks_for(target, block) - hits + blocks_to_pin(state, replica, request)
+        if free_blocks(state, replica) < needed:
             break
-        tokens = min(target, budget)
+        tokens = min(target - hits * block, budget)
         dequeue(state, replica, now)
-        replicas["kv_used"][replica] += blocks_for(tokens, groups["block_size"][group])
+        enter(state, replica, request)
+        replicas["kv_used"][replica] += blocks_for(tokens, block)
         add_prefill(state, state.batches["lane"][batch], request)
         add_chunk(state, group, batch, request, tokens)

@@ -40,17 +40,26 @@ def draw(
     if isinstance(law, scenario.FittedLengths):
         return load_mix(law.name, base_dir).sample(rng, count)
     assert trace is not None
-    prefill, decode = trace.prefill, trace.decode
+    rows = trace_rows(law, trace, count, rng)
+    return _scaled(trace.prefill[rows], law.prefill_scale), _scaled(trace.decode[rows], law.decode_scale)
+
+
+def trace_rows(
+    law: scenario.TraceLengths | scenario.EmpiricalLengths,
+    trace: Trace,
+    count: int,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """(count,) rows of the trace whose lengths are taken."""
+    present = len(trace.prefill)
     if isinstance(law, scenario.EmpiricalLengths):
-        rows: Any = (rng.random(count) * len(prefill)).astype(np.int64)
-    else:
-        if count > len(prefill):
-            raise TrimtabError(
-                f"{count} requests but {trace.name} has {len(prefill)} rows; "
-                "use lengths of kind 'empirical' to draw with replacement"
-            )
-        rows = rng.permutation(len(prefill))[:count] if law.shuffle else slice(0, count)
-    return _scaled(prefill[rows], law.prefill_scale), _scaled(decode[rows], law.decode_scale)
+        return (rng.random(count) * present).astype(np.int64)
+    if count > present:
+        raise TrimtabError(
+            f"{count} requests but {trace.name} has {present} rows; "
+            "use lengths of kind 'empirical' to draw with replacement"
+        )
+    return rng.permutation(present)[:count] if law.shuffle else np.arange(count)
 
 
 def split_total(total: NDArray[Any], prefill_to_decode: float) -> Pair:
@@ -74,8 +83,13 @@ def zipf_totals(law: scenario.ZipfLengths, uniforms: NDArray[np.float64]) -> NDA
     return law.min_tokens + rank
 
 
-def cap(prefill: NDArray[Any], decode: NDArray[Any], workload: scenario.Workload) -> Pair:
-    """Hold prompt + output at ``max_tokens``, each at least 1.
+def cap(
+    prefill: NDArray[Any],
+    decode: NDArray[Any],
+    workload: scenario.Workload,
+    taken: int | NDArray[np.int64] = 0,
+) -> Pair:
+    """Hold prompt + output at ``max_tokens``, each at least 1, where ``taken`` tokens are spoken for.
 
     ``prefill`` shortens the prompt (Vidur's trace replay), and the output only where no prompt is
     left; ``proportional`` takes ceil(excess * share) from both (Vidur's trace length generator).
@@ -86,6 +100,7 @@ def cap(prefill: NDArray[Any], decode: NDArray[Any], workload: scenario.Workload
         raise TrimtabError(
             f"max_tokens={limit}; it must be at least 2, one token of prompt and one of output"
         )
+    limit = limit - taken
     total = prefill.astype(np.int64) + decode
     excess = np.maximum(total - limit, 0)
     if workload.cap == "proportional":

@@ -96,9 +96,7 @@ def test_areas_are_the_sums_of_times() -> None:
 @pytest.mark.parametrize("rho", [0.5, 0.8])
 @pytest.mark.parametrize("kind", queueing.KINDS, ids=lambda kind: kind.__name__)
 def test_means_are_those_of_theory(kind: Any, rho: float) -> None:
-    case = kind(rho)
-    count = max(6_000, int(24_000 / case.cost))
-    figures = queueing.measure(case, seed=7, repetitions=10, count=count, warm_up=500, confidence=0.999)
+    figures = queueing.measure(kind(rho), seed=7, repetitions=20, count=6000, warm_up=500, confidence=0.999)
     for name, figure in figures.items():
         assert figure.inside, (name, figure)
         assert figure.half_width < 0.5 * figure.exact, "too wide to say anything"

@@ -62,6 +62,8 @@ class NoCache:
 class NodeCache(NoCache):
     """A block belongs to the node in which it ends; of each node a beginning is cached.
 
+    Free blocks wait in one queue, each under its node, or under None if it holds nothing to be hit.
+
     Blocks are given up when a batch is formed, so that all requests that enter it find the same cache.
     A request that enters a node that nobody uses cuts off what it does not use of it: whatever is
     pinned is in use, and a request that fits alone is always admitted.
@@ -71,7 +73,7 @@ class NodeCache(NoCache):
         super().__init__(settings)
         self.cached: dict[int, int] = {}  # node -> blocks
         self.pins: dict[int, int] = {}  # node -> running requests
-        self.unused: list[int] = []  # nodes with blocks and without pins, longest unused first
+        self.queue: list[int | None] = [None] * self.num_blocks  # free blocks, longest unused first
 
     def shares(self, request: Request, tokens: int) -> list[tuple[int, int]]:
         """(node, full blocks that end in it) along the path, for the first ``tokens`` tokens."""
@@ -106,8 +108,8 @@ class NodeCache(NoCache):
     def enter(self, request: Request) -> None:
         for node, hit in self.uses(request):
             if not self.pins.get(node):
-                if node in self.unused:
-                    self.unused.remove(node)
+                unused = self.cached.get(node, 0) - hit
+                self.queue = self.without(node, unused)
                 self.cached[node] = hit
                 self.used += hit
             self.pins[node] = self.pins.get(node, 0) + 1
@@ -126,21 +128,27 @@ class NodeCache(NoCache):
 
     def leave(self, request: Request) -> None:
         self.used -= request.private
+        self.queue += [None] * request.private
         request.private = 0
         for node, _ in reversed(request.path):
             self.pins[node] -= 1
-            if self.pins[node] == 0 and self.cached[node] > 0:
-                self.unused.append(node)
+            if self.pins[node] == 0:
+                self.queue += [node] * self.cached[node]
                 self.used -= self.cached[node]
 
+    def without(self, node: int, blanks: int) -> list[int | None]:
+        """The queue without the blocks of a node, but with ``blanks`` of them in their place."""
+        at = self.queue.index(node) if node in self.queue else 0
+        kept = [other for other in self.queue if other != node]
+        return kept[:at] + [None] * blanks + kept[at:]
+
     def settle(self) -> None:
-        idle = sum(self.cached[node] for node in self.unused)
-        while self.used + idle > self.num_blocks:
-            node = self.unused[0]
-            self.cached[node] -= 1
-            idle -= 1
-            if self.cached[node] == 0:
-                self.unused.remove(node)
+        """A node's blocks stand together; it does not matter which of them are taken."""
+        taken = self.used + len(self.queue) - self.num_blocks
+        for node in self.queue[:taken]:
+            if node is not None:
+                self.cached[node] -= 1
+        self.queue = self.queue[taken:]
 
 
 class Block:

@@ -5,7 +5,9 @@ passes through it shares. A block belongs to the node in which it ends. What a r
 node is always its beginning, because blocks are evicted from the tail, so one number per replica
 and node says it all. Nodes on the path of a running request are pinned; the others wait in order of
 their last use. Parents are used after their children when a request leaves, so that the deepest
-node goes first. Pinned blocks count as used, the others as cached: evictable, hence free.
+node goes first. Pinned blocks count as used, the others as cached: evictable, hence free. Private blocks
+that are given up take their place in the same order, blank, so that they push out older prefixes; that
+is what happens in vLLM, where every freed block goes to the end of one queue.
 
 Blocks can be hit from the end of the prefill that computed them. A block computed twice at the same
 time stays private to the second request.
@@ -83,6 +85,8 @@ def enter(state: State, replica: int, request: int) -> None:
         most = most - hit if hit == wanted else 0
         hits += hit
         if cache["pins"][replica, node] == 0 and have > 0:
+            cache["blank"][replica, node] += have - hit
+            replicas["kv_blank"][replica] += have - hit
             unlink(state, replica, node)
             cache["blocks"][replica, node] = hit
             replicas["kv_cached"][replica] -= have
@@ -119,11 +123,14 @@ def publish(state: State, replica: int, request: int, tokens: int) -> None:
 
 
 @jit
-def leave(state: State, replica: int, request: int) -> None:
-    """A request gives up its nodes, the deepest first; returns nothing of its private blocks."""
+def leave(state: State, replica: int, request: int, private: int) -> None:
+    """A request gives up its private blocks, then its nodes, the deepest first."""
+    requests, replicas, cache = state.requests, state.replicas, state.cache
+    if state.groups["prefix_caching"][replicas["group"][replica]]:
+        replicas["kv_blank"][replica] += private
+        replicas["blank_newest"][replica] += private
     if not caches_prefixes(state, replica, request):
         return
-    requests, replicas, cache = state.requests, state.replicas, state.cache
     requests["shared"][request] = 0
     first = requests["path_at"][request]
     step = first + requests["path_len"][request] - 1
@@ -139,11 +146,20 @@ def leave(state: State, replica: int, request: int) -> None:
 
 @jit
 def evict(state: State, replica: int) -> None:
-    """Give cached blocks up for used ones, least recently used node first, from its tail."""
+    """Give free blocks up for used ones, longest unused first, a node from its tail."""
     replicas, cache = state.replicas, state.cache
-    over = replicas["kv_used"][replica] + replicas["kv_cached"][replica] - replicas["kv_total"][replica]
+    free = replicas["kv_cached"][replica] + replicas["kv_blank"][replica]
+    over = replicas["kv_used"][replica] + free - replicas["kv_total"][replica]
     while over > 0:
         node = replicas["lru_oldest"][replica]
+        if node == NONE:
+            replicas["blank_newest"][replica] -= over
+            replicas["kv_blank"][replica] -= over
+            return
+        blank = min(over, cache["blank"][replica, node])
+        cache["blank"][replica, node] -= blank
+        replicas["kv_blank"][replica] -= blank
+        over -= blank
         blocks = min(over, cache["blocks"][replica, node])
         cache["blocks"][replica, node] -= blocks
         replicas["kv_cached"][replica] -= blocks
@@ -157,6 +173,8 @@ def link_newest(state: State, replica: int, node: int) -> None:
     """Append an unpinned node to the order of eviction."""
     replicas, cache = state.replicas, state.cache
     newest = replicas["lru_newest"][replica]
+    cache["blank"][replica, node] = replicas["blank_newest"][replica]
+    replicas["blank_newest"][replica] = 0
     cache["older"][replica, node] = newest
     cache["newer"][replica, node] = NONE
     if newest == NONE:
@@ -168,14 +186,18 @@ def link_newest(state: State, replica: int, node: int) -> None:
 
 @jit
 def unlink(state: State, replica: int, node: int) -> None:
-    """Take a node out of the order of eviction."""
+    """Take a node out of the order of eviction; the blank blocks before it stay in their place."""
     replicas, cache = state.replicas, state.cache
     older, newer = cache["older"][replica, node], cache["newer"][replica, node]
     if older == NONE:
         replicas["lru_oldest"][replica] = newer
     else:
         cache["newer"][replica, older] = newer
+    blank = cache["blank"][replica, node]
+    cache["blank"][replica, node] = 0
     if newer == NONE:
         replicas["lru_newest"][replica] = older
+        replicas["blank_newest"][replica] += blank
     else:
         cache["older"][replica, newer] = older
+        cache["blank"][replica, newer] += blank

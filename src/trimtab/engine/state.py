@@ -101,7 +101,9 @@ def allocate(
     replicas["kv_total"] = np.asarray(kv_blocks)[group_of]
     replicas["queue_head"] = replicas["queue_tail"] = NONE
     replicas["lru_oldest"] = replicas["lru_newest"] = NONE
-    replicas["kv_blank"] = replicas["blank_newest"] = replicas["kv_total"] * groups["prefix_caching"][group_of]
+    replicas["kv_blank"] = replicas["blank_newest"] = (
+        replicas["kv_total"] * groups["prefix_caching"][group_of]
+    )
     caching = bool(groups["prefix_caching"].any())
 
     control = np.zeros(1, dtypes.CONTROL)

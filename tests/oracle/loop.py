@@ -15,7 +15,6 @@ from typing import Any
 
 from oracle.parts import Batch, Iteration, OracleReplica, Request, requests_of
 from oracle.schedulers import SCHEDULERS, Scheduler
-
 from trimtab.workload import Traffic
 
 STAGE_END = 0

@@ -67,7 +67,7 @@ def plain_tables(fixed: float = 10.0, per_token: float = 1.0, send: float = 1.0)
     sending[0] = 0.0
     return ExecTables(
         token_s=token,
-        kv_write_s=np.zeros(2),
+        kv_write_s=np.zeros(4097),
         decode_s=np.zeros((2, 2)),
         prefill_s=np.zeros((2, 2)),
         send_s=sending,

@@ -184,3 +184,17 @@ def test_schema_is_json_and_names_every_kind() -> None:
     text = json.dumps(Scenario.model_json_schema())
     for word in ("diurnal", "azure-conv-2023", "watermark", "kv_reservation_tokens"):
         assert word in text
+
+
+def test_another_kind_drops_the_keys_of_the_old_one() -> None:
+    arrivals = load_scenario("azure-conv", {"workload.arrivals.kind": "static"}).workload.arrivals
+    assert arrivals.kind == "static"
+    assert arrivals.qps is None
+    kept = load_scenario("azure-conv", {"workload.arrivals.kind": "poisson"}).workload.arrivals
+    assert kept.qps == load_scenario("azure-conv").workload.arrivals.qps
+
+
+def test_a_key_of_another_kind_is_not_suggested_to_itself() -> None:
+    said = message({"workload": {"arrivals": {"kind": "trace", "qps": 2}}})
+    assert said.startswith("scenario: unknown key 'workload.arrivals.qps'; allowed there: kind, time_scale.")
+    assert "Did you mean 'workload.arrivals.qps'" not in said

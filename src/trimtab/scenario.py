@@ -420,7 +420,10 @@ def _find_files(data: Any, keys: tuple[str, ...], folder: Path) -> None:
 
 
 def _assign(data: Any, path: str, value: Any) -> None:
-    """``replicas.tp`` sets every group; ``replicas.0.tp`` the first; missing sections are made."""
+    """``replicas.tp`` sets every group; ``replicas.0.tp`` the first; missing sections are made.
+
+    Setting a section's ``kind`` to another one drops the keys of the old kind.
+    """
     head, _, rest = path.partition(".")
     if isinstance(data, list):
         if head.isdigit():
@@ -436,6 +439,8 @@ def _assign(data: Any, path: str, value: Any) -> None:
     elif not isinstance(data, dict):
         raise TrimtabError(f"cannot set {path!r} inside {data!r}; use a mapping there")
     elif not rest:
+        if head == "kind" and data.get("kind", value) != value:
+            data.clear()  # another kind has other keys
         data[head] = value
     else:
         if head == "router" and isinstance(data.get(head), str):
@@ -454,7 +459,9 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     models, where = _walk(model, error["loc"])
     if problem == "extra_forbidden":
         known = sorted(models[0].model_fields)
-        hint = _elsewhere(model, error["loc"][-1]) or did_you_mean(error["loc"][-1], known)
+        hint = _elsewhere(model, error["loc"][-1])
+        if not hint or repr(where) in hint:  # there already, but not of this kind
+            hint = did_you_mean(error["loc"][-1], known)
         return f"unknown key {where!r}; allowed there: {', '.join(known)}.{hint}"
     if problem == "missing":
         return f"{where!r} is required"

@@ -140,7 +140,7 @@ def test_every_bundled_scenario_runs(name: str, capsys: pytest.CaptureFixture[st
         ("simulate closed-loop --qps 3", "workload.users"),
         (
             "simulate azure-conv --set workload.trace.path=none.csv --set workload.lengths.kind=trace",
-            "workload.lengths",
+            "none.csv",
         ),
         ("simulate azure-conv --out file", "file"),
         ("compare azure-conv --out file", "file"),

@@ -46,7 +46,7 @@ ROUTERS: dict[str, RouterInfo] = {
             "power-of-two",
             Router.POWER_OF_TWO,
             "the less loaded of d random replicas (Envoy, Ray Serve)",
-            "outstanding among `choices` distinct random replicas",
+            "outstanding among `choices` random replicas, the first unlike the others",
             aliases=("p2c", "power_of_two"),
         ),
         RouterInfo(

@@ -7,7 +7,7 @@ import math
 from trimtab.engine.dtypes import Event, Scheduler
 from trimtab.engine.heap import push
 from trimtab.engine.jit import jit
-from trimtab.engine.lanes import first_token, merge, pool_of, step
+from trimtab.engine.lanes import first_token, free_lane, return_to_pool, step
 from trimtab.engine.prefix import evict
 from trimtab.engine.record import record_iteration
 from trimtab.engine.state import State
@@ -23,14 +23,15 @@ def ring_size(state: State) -> int:
 
 @jit
 def begin(state: State, replica: int) -> int:
-    """A cleared row for the replica's next batch; its lane is the pool with one pipeline stage."""
+    """A cleared row for the replica's next batch, in a lane: the pool with one pipeline stage."""
     batches, replicas = state.batches, state.replicas
     ring = ring_size(state)
     cell = (replicas["batch_head"][replica] + replicas["in_flight"][replica]) % ring
     batch = replica * ring + cell
-    pool = pool_of(state, replica)
-    stages = state.groups["stages"][replicas["group"][replica]]
-    batches["lane"][batch] = pool if stages == 1 else pool + 1 + cell
+    if state.groups["stages"][replicas["group"][replica]] == 1:
+        batches["lane"][batch] = replicas["pool"][replica]
+    else:
+        batches["lane"][batch] = free_lane(state, replica)
     batches["preempted"][batch] = 0
     batches["short"][batch] = 0
     clear(state, batch)
@@ -220,8 +221,8 @@ def land(state: State, replica: int, now: float) -> None:
             first_token(state, replica, lane, request, now)
     if state.groups["scheduler"][group] == STATIC:
         release_static(state, replica, lane)
-    elif lane != pool_of(state, replica):
-        merge(state, lane, pool_of(state, replica))
+    else:
+        return_to_pool(state, replica, lane)
 
 
 @jit

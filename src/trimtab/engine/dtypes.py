@@ -57,6 +57,7 @@ REPLICA = np.dtype(
     [
         ("group", "i8"),
         ("speed", "f8"),  # relative to the fleet's fastest, (0, 1]
+        ("pool", "i8"),  # lane of the requests that are in no batch
         # queue
         ("queue_head", "i8"),
         ("queue_tail", "i8"),

@@ -5,8 +5,9 @@ lane counts steps (``epoch``). A slot stores ``offset = processed - epoch`` and 
 last token. A request at ``processed`` tokens needs a new KV block when ``processed % block == 1``;
 ``phases[lane, epoch % block]`` counts the decodes for which that is now.
 
-With one pipeline stage the replica's pool runs as a whole, in place. With more, or where only some
-of the decodes can go on, a batch is a lane of its own; its requests leave the pool and return to it.
+The requests of a replica that are in no batch are its pool. Mostly all of them go on together: then
+the pool itself is the batch's lane, and with pipeline stages an empty lane becomes the pool in its
+place. Only where some must wait do requests move one by one between the pool and a batch's lane.
 """
 
 from __future__ import annotations
@@ -26,13 +27,48 @@ INCREMENTAL = int(Scheduler.VLLM_V1)
 
 
 @jit
-def pool_of(state: State, replica: int) -> int:
-    return replica * (len(state.lanes) // len(state.replicas))
+def lanes_per_replica(state: State) -> int:
+    return len(state.lanes) // len(state.replicas)
+
+
+@jit
+def free_lane(state: State, replica: int) -> int:
+    """An empty lane that is not the pool: there is always one more than batches in flight.
+
+    (Static batches find their own lanes; for them the answer may be any.)
+    """
+    lane = replica * lanes_per_replica(state)
+    last = lane + lanes_per_replica(state) - 1
+    while lane < last and (lane == state.replicas["pool"][replica] or state.lanes["count"][lane] > 0):
+        lane += 1
+    return lane
+
+
+@jit
+def run_pool(state: State, replica: int, batch: int) -> int:
+    """The pool becomes the batch's lane; with pipeline stages an empty lane becomes the pool."""
+    lane = state.replicas["pool"][replica]
+    if state.batches["lane"][batch] != lane:
+        state.replicas["pool"][replica] = state.batches["lane"][batch]
+        state.batches["lane"][batch] = lane
+    return lane
+
+
+@jit
+def return_to_pool(state: State, replica: int, lane: int) -> None:
+    """The requests of a landed batch are available again."""
+    pool = state.replicas["pool"][replica]
+    if lane == pool:
+        return
+    if state.lanes["count"][pool] == 0:
+        state.replicas["pool"][replica] = lane
+    else:
+        merge(state, lane, pool)
 
 
 @jit
 def group_of_lane(state: State, lane: int) -> int:
-    return state.replicas["group"][lane // (len(state.lanes) // len(state.replicas))]
+    return state.replicas["group"][lane // lanes_per_replica(state)]
 
 
 @jit

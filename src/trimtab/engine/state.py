@@ -20,7 +20,7 @@ LAYOUT = {
     "requests": (dtypes.REQUEST, 1),  # (N,)
     "replicas": (dtypes.REPLICA, 1),  # (R,)
     "groups": (dtypes.GROUP, 1),  # (G,)
-    "lanes": (dtypes.LANE, 1),  # (R * L,) the first of a replica is its pool
+    "lanes": (dtypes.LANE, 1),  # (R * L,)
     "slots": (dtypes.SLOT, 2),  # (R * L, W)
     "phases": (np.dtype(np.int64), 2),  # (R * L, block) decodes that need a block at epoch % block
     "batches": (dtypes.BATCH, 1),  # (R * P,) a ring per replica
@@ -99,6 +99,7 @@ def allocate(
     replicas["group"] = group_of
     replicas["speed"] = np.asarray(speeds)[group_of]
     replicas["kv_total"] = np.asarray(kv_blocks)[group_of]
+    replicas["pool"] = np.arange(num_replicas) * lanes_per_replica
     replicas["queue_head"] = replicas["queue_tail"] = NONE
     replicas["lru_oldest"] = replicas["lru_newest"] = NONE
     replicas["kv_blank"] = replicas["blank_newest"] = (

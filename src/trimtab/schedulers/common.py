@@ -5,7 +5,7 @@ from __future__ import annotations
 from trimtab.engine.batches import add_decodes
 from trimtab.engine.dtypes import NEVER
 from trimtab.engine.jit import jit
-from trimtab.engine.lanes import copy_slot, forget_decode, move_slot, pool_of, preempt
+from trimtab.engine.lanes import copy_slot, forget_decode, move_slot, preempt, run_pool
 from trimtab.engine.state import State
 
 HOLE = -2  # marks a pool slot whose request has moved into the batch being formed
@@ -35,29 +35,45 @@ def take_decodes(state: State, replica: int, batch: int) -> int:
     (Vidur wants a free block before each decode, even one that needs none: the group's ``spare``).
     Returns how many pool slots were looked at: prefills beyond are not considered for this batch.
     """
-    pool = pool_of(state, replica)
+    pool = state.replicas["pool"][replica]
     group = state.replicas["group"][replica]
-    block = state.groups["block_size"][group]
-    lanes = state.lanes
-    if lanes["count"][pool] == 0:
+    lanes, groups = state.lanes, state.groups
+    count = lanes["count"][pool]
+    if count == 0:
         return 0
-    if state.batches["lane"][batch] == pool and lanes["decodes"][pool] > 0:
-        needed = state.phases[pool, lanes["epoch"][pool] % block]
-        if state.groups["reserve"][group]:
-            needed = 0
-        if free_blocks(state, replica) - needed >= state.groups["spare"][group]:
+    in_place = state.batches["lane"][batch] == pool
+    if in_place or all_go_on(state, group, pool):
+        needed = 0
+        if not groups["reserve"][group]:
+            needed = state.phases[pool, lanes["epoch"][pool] % groups["block_size"][group]]
+        if lanes["decodes"][pool] > 0 and free_blocks(state, replica) - needed >= groups["spare"][group]:
             state.replicas["kv_used"][replica] += needed
+            run_pool(state, replica, batch)
             add_decodes(state, batch)
-            return lanes["count"][pool]
+            return count
     seen = walk_decodes(state, replica, batch)
     add_decodes(state, batch)
     return seen
 
 
 @jit
+def all_go_on(state: State, group: int, pool: int) -> bool:
+    """Whether the pool can be a batch as it is: decodes, and at the end perhaps one prompt under way."""
+    lanes, groups = state.lanes, state.groups
+    decodes, last = lanes["decodes"][pool], lanes["count"][pool] - 1
+    if lanes["prefilling"][pool] == 0:
+        return decodes <= groups["micro_seqs"][group]
+    return (
+        lanes["prefilling"][pool] == 1
+        and state.slots["finish"][pool, last] == NEVER
+        and decodes < min(groups["micro_seqs"][group], groups["token_budget"][group])
+    )
+
+
+@jit
 def walk_decodes(state: State, replica: int, batch: int) -> int:
     """``take_decodes`` one request at a time."""
-    pool = pool_of(state, replica)
+    pool = state.replicas["pool"][replica]
     group = state.replicas["group"][replica]
     groups, slots = state.groups, state.slots
     lane = state.batches["lane"][batch]
@@ -86,7 +102,7 @@ def walk_decodes(state: State, replica: int, batch: int) -> int:
 @jit
 def make_room(state: State, replica: int, batch: int, slot: int, blocks: int) -> bool:
     """Preempt from the end of the pool until ``blocks`` are free; False if ``slot`` itself went."""
-    pool = pool_of(state, replica)
+    pool = state.replicas["pool"][replica]
     while free_blocks(state, replica) < blocks:
         state.batches["short"][batch] = 1
         victim = state.lanes["count"][pool] - 1

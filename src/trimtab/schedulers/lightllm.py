@@ -12,7 +12,7 @@ import numpy as np
 from trimtab.engine.batches import add_chunk
 from trimtab.engine.dtypes import NONE
 from trimtab.engine.jit import jit
-from trimtab.engine.lanes import add_prefill, pool_of
+from trimtab.engine.lanes import add_prefill
 from trimtab.engine.queue import dequeue
 from trimtab.engine.state import State
 from trimtab.schedulers.common import take_decodes
@@ -23,7 +23,7 @@ def form_lightllm(state: State, replica: int, batch: int, now: float) -> None:
     """Prompts when nothing runs or every ``max_waiting_iters`` decode iterations, else decodes."""
     replicas = state.replicas
     group = replicas["group"][replica]
-    if state.lanes["decodes"][pool_of(state, replica)] == 0:
+    if state.lanes["decodes"][state.replicas["pool"][replica]] == 0:
         admit_tokens(state, replica, batch, now)
         if state.batches["prefills"][batch] > 0:
             replicas["waiting_iters"][replica] = 0
@@ -43,7 +43,7 @@ def admit_tokens(state: State, replica: int, batch: int, now: float) -> None:
     group = replicas["group"][replica]
     if replicas["queue_head"][replica] == NONE:
         return
-    pool = pool_of(state, replica)
+    pool = state.replicas["pool"][replica]
     held = np.empty(state.slots.shape[1] + 1, np.int64)
     left = np.empty(state.slots.shape[1] + 1, np.int64)
     count = 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 from trimtab.engine.batches import add_chunk, add_decodes
 from trimtab.engine.dtypes import NONE
 from trimtab.engine.jit import jit
-from trimtab.engine.lanes import add_prefill, pool_of
+from trimtab.engine.lanes import add_prefill, lanes_per_replica
 from trimtab.engine.queue import dequeue
 from trimtab.engine.state import State
 from trimtab.schedulers.common import free_blocks, sequences, take_decodes
@@ -43,10 +43,9 @@ def form_orca(state: State, replica: int, batch: int, now: float) -> None:
 @jit
 def form_faster_transformer(state: State, replica: int, batch: int, now: float) -> None:
     """The static batch that just landed goes on; only without one is a new batch gathered."""
-    first = pool_of(state, replica)
-    lanes_per_replica = len(state.lanes) // len(state.replicas)
+    first = replica * lanes_per_replica(state)
     empty = NONE
-    for lane in range(first, first + lanes_per_replica):
+    for lane in range(first, first + lanes_per_replica(state)):
         if state.lanes["count"][lane] == 0:
             empty = lane
         elif not in_flight(state, replica, lane):

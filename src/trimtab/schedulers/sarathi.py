@@ -5,7 +5,7 @@ from __future__ import annotations
 from trimtab.engine.batches import add_chunk
 from trimtab.engine.dtypes import NEVER, NONE
 from trimtab.engine.jit import jit
-from trimtab.engine.lanes import add_prefill, blocks_for, move_slot, pool_of
+from trimtab.engine.lanes import add_prefill, blocks_for, move_slot
 from trimtab.engine.queue import dequeue
 from trimtab.engine.state import State
 from trimtab.schedulers.common import (
@@ -22,14 +22,14 @@ from trimtab.schedulers.common import (
 @jit
 def form_sarathi(state: State, replica: int, batch: int, now: float) -> None:
     """All decodes, then prompts under way, then new prompts, within ``token_budget`` tokens."""
-    pool = pool_of(state, replica)
     seen = take_decodes(state, replica, batch)
-    if state.lanes["prefilling"][pool] > 0:
-        if state.batches["lane"][batch] == pool:
-            continue_prefills_in_place(state, replica, batch, seen)
-        else:
-            continue_prefills(state, replica, batch, seen)
-    if state.batches["lane"][batch] != pool:
+    pool = state.replicas["pool"][replica]
+    lane = state.batches["lane"][batch]
+    if lane == pool or state.lanes["count"][lane] > state.lanes["decodes"][lane]:
+        continue_prefills_in_place(state, replica, batch, seen)
+    elif state.lanes["prefilling"][pool] > 0:
+        continue_prefills(state, replica, batch, seen)
+    if lane != pool:
         sort_pool(state, pool)
     admit_chunks(state, replica, batch, now)
 
@@ -50,7 +50,7 @@ def remaining(state: State, request: int) -> int:
 @jit
 def continue_prefills(state: State, replica: int, batch: int, seen: int) -> None:
     """The next chunk of each prompt under way among the first ``seen`` of the pool."""
-    pool = pool_of(state, replica)
+    pool = state.replicas["pool"][replica]
     group = state.replicas["group"][replica]
     for slot in range(seen):
         if state.slots["finish"][pool, slot] != NEVER:
@@ -67,9 +67,11 @@ def continue_prefills(state: State, replica: int, batch: int, seen: int) -> None
 
 @jit
 def continue_prefills_in_place(state: State, replica: int, batch: int, seen: int) -> None:
-    """The same with one pipeline stage: nothing moves, but the order becomes that of the batch:
-    prompts without budget first, then decodes, then prompts under way."""
-    pool = pool_of(state, replica)
+    """The same where the pool itself is the batch: nothing moves, but the order becomes that of the
+    batch: prompts without budget first, then decodes, then prompts under way."""
+    pool = state.batches["lane"][batch]
+    if state.lanes["prefilling"][pool] == 0:
+        return
     group = state.replicas["group"][replica]
     slot = 0
     skipped = 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 from trimtab.engine.batches import add_chunk, add_decodes, drop_chunk
 from trimtab.engine.dtypes import NEVER, NONE
 from trimtab.engine.jit import jit
-from trimtab.engine.lanes import add_prefill, blocks_for, move_slot, pool_of, preempt
+from trimtab.engine.lanes import add_prefill, blocks_for, free_lane, move_slot, preempt, run_pool
 from trimtab.engine.prefix import enter, hit_blocks
 from trimtab.engine.queue import dequeue, goes_before
 from trimtab.engine.state import State
@@ -45,20 +45,40 @@ def form_vllm_v1(state: State, replica: int, batch: int, now: float) -> None:
 @jit
 def continue_running(state: State, replica: int, batch: int) -> None:
     """All decodes in one step where all can go on; else one request at a time."""
-    pool = pool_of(state, replica)
+    pool = state.replicas["pool"][replica]
     group = state.replicas["group"][replica]
-    lanes = state.lanes
-    if lanes["count"][pool] == 0:
+    if state.lanes["count"][pool] == 0:
         return
-    if state.batches["lane"][batch] == pool:
-        needed = state.phases[pool, lanes["epoch"][pool] % state.groups["block_size"][group]]
-        if free_blocks(state, replica) >= needed and steps_together(state, group, pool):
-            state.replicas["kv_used"][replica] += needed
-            add_decodes(state, batch)
-            continue_tail(state, replica, batch)
-            return
-        state.batches["lane"][batch] = pool + 1
+    in_place = state.batches["lane"][batch] == pool
+    needed = state.phases[pool, state.lanes["epoch"][pool] % state.groups["block_size"][group]]
+    spare = free_blocks(state, replica) - needed
+    if (
+        spare >= 0
+        and steps_together(state, group, pool)
+        and (in_place or tail_fits(state, group, pool, spare))
+    ):
+        state.replicas["kv_used"][replica] += needed
+        run_pool(state, replica, batch)
+        add_decodes(state, batch)
+        continue_tail(state, replica, batch)
+        return
+    if in_place:
+        state.batches["lane"][batch] = free_lane(state, replica)
     walk_running(state, replica, batch)
+
+
+@jit
+def tail_fits(state: State, group: int, pool: int, spare: int) -> bool:
+    """Whether what is behind the decodes, if anything, is one prompt whose next chunk has room."""
+    lanes = state.lanes
+    if lanes["prefilling"][pool] == 0:
+        return True
+    slot = lanes["count"][pool] - 1
+    budget = state.groups["token_budget"][group] - lanes["decodes"][pool]
+    if lanes["prefilling"][pool] > 1 or budget <= 0:
+        return False
+    tokens = min(remaining(state, state.slots["request"][pool, slot]), budget)
+    return blocks_needed(state, group, pool, slot, tokens) <= spare
 
 
 @jit
@@ -79,7 +99,7 @@ def steps_together(state: State, group: int, pool: int) -> bool:
 @jit
 def continue_tail(state: State, replica: int, batch: int) -> None:
     """The prompts under way behind the decodes, in place; short of KV the last running one goes."""
-    pool = pool_of(state, replica)
+    pool = state.batches["lane"][batch]
     group = state.replicas["group"][replica]
     slot = state.lanes["decodes"][pool]
     while slot < state.lanes["count"][pool] and room(state, replica, batch) > 0:
@@ -96,7 +116,7 @@ def continue_tail(state: State, replica: int, batch: int) -> None:
 @jit
 def walk_running(state: State, replica: int, batch: int) -> None:
     """One running request after the other moves from the pool into the batch's lane."""
-    pool = pool_of(state, replica)
+    pool = state.replicas["pool"][replica]
     group = state.replicas["group"][replica]
     lane = state.batches["lane"][batch]
     budget = state.groups["token_budget"][group]
@@ -135,7 +155,7 @@ def make_room_v1(state: State, replica: int, batch: int, slot: int, blocks: int)
     """Preempt until ``blocks`` are free. Returns the tokens of requests that leave the batch for it,
     or NONE if the step ends here: the request at ``slot`` went itself, or the victim is in flight."""
     batches, slots = state.batches, state.slots
-    pool = pool_of(state, replica)
+    pool = state.replicas["pool"][replica]
     lane = batches["lane"][batch]
     by_priority = state.groups["priority"][state.replicas["group"][replica]]
     returned = 0

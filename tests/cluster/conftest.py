@@ -10,6 +10,7 @@ from trimtab.cluster import Fleet, prepare, run
 from trimtab.engine.dtypes import Scheduler
 from trimtab.engine.state import State
 from trimtab.routers import Router
+from trimtab.workload import Traffic
 
 ENGINE_ROUTERS = {
     "replay": Router.REPLAY,
@@ -36,13 +37,15 @@ def fleet_of(replica: OracleReplica) -> Fleet:
         reserve_blocks=replica.max_blocks_per_sequence,
         max_waiting_iters=replica.max_waiting_iters,
         priority=replica.policy == "priority",
+        prefix_caching=replica.prefix_caching != "off",
     )
 
 
-def run_engine(requests: Any, replicas: list[OracleReplica], router: str) -> State:
+def run_engine(
+    requests: Any, replicas: list[OracleReplica], router: str, traffic: Traffic | None = None
+) -> State:
     """The engine's state after serving everything."""
-    state = prepare(
-        requests, [fleet_of(replica) for replica in replicas], ENGINE_ROUTERS[router], speed_aware=False
-    )
+    fleets = [fleet_of(replica) for replica in replicas]
+    state = prepare(requests, fleets, ENGINE_ROUTERS[router], speed_aware=False, traffic=traffic)
     run(state)
     return state

@@ -72,6 +72,8 @@ REPLICA = np.dtype(
         ("kv_cached", "i8"),  # blocks of unused prefixes, evictable
         ("lru_oldest", "i8"),  # node to evict first, or NONE
         ("lru_newest", "i8"),
+        ("kv_blank", "i8"),  # free blocks that hold nothing to be hit; of these,
+        ("blank_newest", "i8"),  # the ones that came after the newest node
         # batches in flight
         ("in_flight", "i8"),
         ("forming", "i8"),  # 1: a FORM event of this instant is due
@@ -192,6 +194,7 @@ CACHE = np.dtype(
         ("pins", "i8"),  # running requests that pass through it
         ("older", "i8"),  # neighbours in order of eviction, or NONE
         ("newer", "i8"),
+        ("blank", "i8"),  # free blocks with nothing to be hit that go before it
     ],
     align=True,
 )

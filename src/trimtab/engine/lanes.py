@@ -96,8 +96,9 @@ def release(state: State, replica: int, lane: int, slot: int) -> None:
     """Free a request's private blocks and unpin its prefix."""
     request = state.slots["request"][lane, slot]
     held = held_blocks(state, state.replicas["group"][replica], lane, slot)
-    state.replicas["kv_used"][replica] -= held - state.requests["shared"][request]
-    leave(state, replica, request)
+    private = held - state.requests["shared"][request]
+    state.replicas["kv_used"][replica] -= private
+    leave(state, replica, request, private)
 
 
 @jit

@@ -102,6 +102,9 @@ def allocate(
     replicas["pool"] = np.arange(num_replicas) * lanes_per_replica
     replicas["queue_head"] = replicas["queue_tail"] = NONE
     replicas["lru_oldest"] = replicas["lru_newest"] = NONE
+    replicas["kv_blank"] = replicas["blank_newest"] = (
+        replicas["kv_total"] * groups["prefix_caching"][group_of]
+    )
     caching = bool(groups["prefix_caching"].any())
 
     control = np.zeros(1, dtypes.CONTROL)

@@ -19,10 +19,35 @@ from trimtab.routers import Router
 from trimtab.workload.content import Traffic, private
 
 MAX_ITERATIONS = 2_000_000  # recorded; beyond that only counted
+SHORTEST_REFRESH = 0.001  # s
+MOST_ON_THE_WAY = 1000  # snapshots of one router
 SLICES = 64  # of simulated time between two looks at the clock (progress, Ctrl-C)
 
 Ask = Callable[[State, int], int]
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What routers see: the fleet as it is, or (``refresh`` > 0) snapshots of it.
+
+    Each of ``routers`` takes one every ``refresh`` s, put off by up to ``jitter`` of that interval, and sees
+    it ``delay`` s later; with ``count_own`` it adds the requests that it has dispatched since.
+    """
+
+    refresh: float = 0.0
+    delay: float = 0.0
+    jitter: float = 0.0
+    count_own: bool = True
+    routers: int = 1
+
+    @property
+    def snapshots(self) -> int:
+        """How many of one router can be on their way at once, and the visible one."""
+        return int(self.delay / self.refresh) + 3 if self.refresh else 0
+
+
+FRESH = Signals()
 
 
 @dataclass(frozen=True)
@@ -70,6 +95,27 @@ def check_fleet(fleet: Fleet) -> None:
         )
 
 
+def check_signals(signals: Signals) -> None:
+    """Snapshots must have an interval, and not thousands of them may be on their way."""
+    if not signals.refresh:
+        for name in ("delay", "jitter"):
+            if getattr(signals, name):
+                key = "delay_s" if name == "delay" else name
+                raise TrimtabError(
+                    f"signals.{key} is {getattr(signals, name):g}, but fresh signals have none; "
+                    "set signals.refresh_s > 0"
+                )
+    elif signals.refresh < SHORTEST_REFRESH:
+        raise TrimtabError(
+            f"signals.refresh_s must be 0 (fresh) or at least {SHORTEST_REFRESH:g}, got {signals.refresh:g}"
+        )
+    elif signals.delay > MOST_ON_THE_WAY * signals.refresh:
+        raise TrimtabError(
+            f"signals.delay_s must be at most {MOST_ON_THE_WAY} times refresh_s = {signals.refresh:g}, "
+            f"got {signals.delay:g}"
+        )
+
+
 def check_requests(requests: NDArray[Any], fleet: Fleet) -> None:
     """Every request must be servable by every replica, alone in an empty cache."""
     total = requests["prefill_tokens"].astype(np.int64) + requests["decode_tokens"]
@@ -94,11 +140,13 @@ def prepare(
     speed_aware: bool = True,
     max_iterations: int | None = None,
     traffic: Traffic | None = None,
+    signals: Signals = FRESH,
 ) -> State:
     """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied.
 
     ``traffic`` says what the prompts of those requests share; without it they share nothing.
     """
+    check_signals(signals)
     groups = np.zeros(len(fleets), GROUP)
     for row, fleet in zip(groups, fleets, strict=True):
         check_fleet(fleet)
@@ -116,11 +164,25 @@ def prepare(
         [fleet.speed for fleet in fleets],
         curves,
         max_iterations,
+        signals.routers,
+        signals.snapshots,
     )
     state.control["router"] = int(router)
     state.control["choices"] = choices
     state.control["speed_aware"] = speed_aware
+    if signals.refresh:
+        _install(signals, state)
     return state
+
+
+def _install(signals: Signals, state: State) -> None:
+    """Let the routers see snapshots instead of the replicas themselves."""
+    state.control["stale"] = 1
+    state.control["signal_every"] = signals.refresh
+    state.control["signal_delay"] = signals.delay
+    state.control["signal_jitter"] = signals.jitter
+    state.control["count_own"] = signals.count_own
+    state.control["next_signal"] = -1.0  # before the first event, to fix when the first ones are due
 
 
 def _fill_group(row: Any, fleet: Fleet) -> None:

@@ -211,11 +211,31 @@ CONTROL = np.dtype(
         ("router", "i8"),  # Router
         ("choices", "i8"),  # d of power of d
         ("speed_aware", "i8"),
-        ("turn", "i8"),  # round robin
         ("asking", "i8"),  # request that waits for an outside router, or NONE
         ("next_sample", "f8"),  # s
         ("sample_every", "f8"),  # s
         ("samples", "i8"),
+        # what routers see (see ``signals``)
+        ("dispatched", "i8"),  # requests routed so far
+        ("view", "i8"),  # the router that is asked now
+        ("stale", "i8"),  # 1: routers see snapshots, 0: the replicas themselves
+        ("seen_at", "i8"),  # row of the visible snapshot's first replica
+        ("signal_age", "f8"),  # s since that snapshot was taken
+        ("next_signal", "f8"),  # s, when the next snapshot is due; inf when fresh
+        ("signal_every", "f8"),  # s between snapshots
+        ("signal_delay", "f8"),  # s from taking to seeing
+        ("signal_jitter", "f8"),  # share of the interval
+        ("count_own", "i8"),  # 1: a router adds what it dispatched since its snapshot
+    ],
+    align=True,
+)
+
+VIEW = np.dtype(
+    [
+        ("taken", "i8"),  # number of the newest snapshot; 0 is the empty fleet at the start
+        ("shown", "i8"),  # number of the visible one
+        ("next", "f8"),  # s, when the next is taken
+        ("turn", "i8"),  # round robin: next replica
     ],
     align=True,
 )

@@ -292,6 +292,7 @@ class RouterConfig(_Section):
 
     ``knows`` is what it assumes of a request's output: ``none`` (the mean of the workload), ``class-mean``
     (of its SLO class), ``predictor`` (the truth times a lognormal error of sigma ``error``) or ``oracle``.
+    ``temperature`` is dynamo-kv's; ``weights`` = [prefix, queue, kv] replace the defaults of llm-d and gie.
     """
 
     name: str = "least-outstanding"
@@ -300,6 +301,8 @@ class RouterConfig(_Section):
     assignment: list[int] | None = None
     knows: Literal["none", "class-mean", "predictor", "oracle"] = "none"
     error: NonNegative = 0.5
+    temperature: NonNegative = 0.0
+    weights: tuple[NonNegative, NonNegative, NonNegative] | None = None
 
 
 class SignalsConfig(_Section):

@@ -97,6 +97,8 @@ def start(
         max_iterations,
         traffic,
         Signals(seen.refresh_s, seen.delay_s, seen.jitter, seen.count_own, seen.routers),
+        config.temperature,
+        config.weights,
     )
 
 

@@ -17,7 +17,7 @@ from trimtab.engine.record import sample_until, touch
 from trimtab.engine.signals import count_own, look, refresh_until
 from trimtab.engine.state import State
 from trimtab.routers import Router
-from trimtab.routers.heuristics import choose
+from trimtab.routers.choose import choose
 from trimtab.schedulers.lightllm import form_lightllm
 from trimtab.schedulers.request_level import form_faster_transformer, form_orca
 from trimtab.schedulers.sarathi import form_sarathi
@@ -150,7 +150,7 @@ def advance(state: State, until: float) -> int:
         else:
             request = events["who"][0]
             drop_first(state)
-        look(state, now)
+        look(state, request, now)
         if control["router"][0] == OUTSIDE:
             control["asking"][0] = request
             return ASKING

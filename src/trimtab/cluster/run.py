@@ -15,7 +15,7 @@ from trimtab.engine.dtypes import GROUP, Outcome, Scheduler
 from trimtab.engine.state import State, allocate, pack_tables
 from trimtab.errors import TrimtabError
 from trimtab.exectime.tables import ExecTables
-from trimtab.routers import Router
+from trimtab.routers import ROUTERS, Router
 from trimtab.workload.content import Traffic, private
 
 MAX_ITERATIONS = 2_000_000  # recorded; beyond that only counted
@@ -141,10 +141,13 @@ def prepare(
     max_iterations: int | None = None,
     traffic: Traffic | None = None,
     signals: Signals = FRESH,
+    temperature: float = 0.0,
+    weights: tuple[float, ...] | None = None,
 ) -> State:
     """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied.
 
     ``traffic`` says what the prompts of those requests share; without it they share nothing.
+    ``temperature`` is Dynamo's; ``weights`` (prefix, queue, kv) replace those of llm-d and the gateway.
     """
     check_signals(signals)
     groups = np.zeros(len(fleets), GROUP)
@@ -170,6 +173,13 @@ def prepare(
     state.control["router"] = int(router)
     state.control["choices"] = choices
     state.control["speed_aware"] = speed_aware
+    asks = router == Router.OUTSIDE or router in {info.kind for info in ROUTERS.values() if info.matches}
+    state.control["matching"] = asks and bool(groups["prefix_caching"].any())
+    state.control["temperature"] = temperature
+    if weights is None:
+        weights = (3.0, 2.0, 2.0) if router == Router.GIE else (2.0, 1.0, 1.0)
+    for name, weight in zip(("weight_prefix", "weight_queue", "weight_kv"), weights, strict=True):
+        state.control[name] = weight
     if signals.refresh:
         _install(signals, state)
     return state

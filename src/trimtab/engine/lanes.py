@@ -24,6 +24,7 @@ FINISHED = int(Status.FINISHED)
 ARRIVAL = 1
 STATIC = int(Scheduler.FASTER_TRANSFORMER)
 INCREMENTAL = int(Scheduler.VLLM_V1)
+KEPT_LATENCIES = 9  # for the router that goes by latency
 
 
 @jit
@@ -252,6 +253,11 @@ def finish(state: State, replica: int, lane: int, slot: int, now: float) -> None
     replicas["running"][replica] -= 1
     replicas["outstanding"][replica] -= 1
     replicas["expected_decode"][replica] -= requests["expected_decode"][request]
+    seconds = (now - requests["arrival"][request]) / requests["decode_tokens"][request]
+    if replicas["finished"][replica] < KEPT_LATENCIES:
+        replicas["latency_first"][replica] += seconds
+    else:
+        replicas["latency_last"][replica] = seconds
     replicas["finished"][replica] += 1
     state.control["finished"][0] += 1
     if state.groups["scheduler"][group] == STATIC:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 from trimtab.engine.jit import jit
+from trimtab.engine.prefix import prefix_hit_tokens
 from trimtab.engine.state import State
 
 
@@ -65,12 +66,18 @@ def copy_signals(state: State, replica: int, row: int) -> None:
 
 
 @jit
-def look(state: State, now: float) -> None:
-    """The next request comes to the next router: find its newest visible snapshot."""
+def look(state: State, request: int, now: float) -> None:
+    """A request comes to the next router: find its newest visible snapshot, and prefixes if it asks.
+
+    Prefix caches are seen as they are: routers follow them by events, not by polling.
+    """
     control, views = state.control, state.views
     view = control["dispatched"][0] % len(views)
     control["dispatched"][0] += 1
     control["view"][0] = view
+    if control["matching"][0]:
+        for replica in range(len(state.replicas)):
+            state.replicas["match"][replica] = prefix_hit_tokens(state, replica, request)
     if not control["stale"][0]:
         return
     shown = views["shown"][view]

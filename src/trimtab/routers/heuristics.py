@@ -1,7 +1,8 @@
 """The routers' formulas: what to minimise over replicas, evaluated when a request arrives.
 
 A formula reads ``table`` at ``row``: the replicas themselves, or the snapshot of them that the router has
-(``base`` is the row of its first replica; see ``engine.signals``). All routers go through ``choose``.
+(``base`` is the row of its first replica; see ``engine.signals``). ``production`` and ``prefix_aware`` have
+what gateways use; ``choose`` has the choice between all of them.
 """
 
 from __future__ import annotations
@@ -15,20 +16,13 @@ from trimtab.engine.jit import jit
 from trimtab.engine.state import State
 from trimtab.routers import Router
 
-RANDOM = int(Router.RANDOM)
-ROUND_ROBIN = int(Router.ROUND_ROBIN)
-POWER_OF_TWO = int(Router.POWER_OF_TWO)
 LEAST_OUTSTANDING = int(Router.LEAST_OUTSTANDING)
 VLLM_DP = int(Router.VLLM_DP)
 LEAST_PENDING_PREFILL = int(Router.LEAST_PENDING_PREFILL)
 LEAST_KV = int(Router.LEAST_KV)
 LEAST_WORK = int(Router.LEAST_WORK)
-STICKY_SESSION = int(Router.STICKY_SESSION)
-REPLAY = int(Router.REPLAY)
-VIDUR_LOR = int(Router.VIDUR_LOR)
 
 GOLDEN = 0.618033988749895  # further tosses of one coin: the fractional parts of its multiples
-
 
 Table = NDArray[Any]  # (rows,) REPLICA
 
@@ -71,32 +65,6 @@ def seconds_of_work(state: State, table: Table, row: int, request: int) -> float
     prompts = table["pending_prefill"][row] + requests["prefill_tokens"][request]
     outputs = table["expected_decode"][row] + requests["expected_decode"][request]
     return prompts * groups["prefill_s"][group] + outputs * groups["decode_s"][group]
-
-
-@jit
-def choose(state: State, request: int) -> int:
-    """The replica for ``request``, by what its router sees."""
-    if state.control["stale"][0]:
-        return pick(state, state.seen, state.control["seen_at"][0], request)
-    return pick(state, state.replicas, 0, request)
-
-
-@jit
-def pick(state: State, table: Table, base: int, request: int) -> int:
-    kind = state.control["router"][0]
-    if kind == ROUND_ROBIN:
-        return next_in_turn(state)
-    if kind == RANDOM:
-        return random_by_speed(state, table, base, request)
-    if kind == REPLAY:
-        return state.requests["replica"][request]
-    if kind == POWER_OF_TWO:
-        return best_of_few(state, table, base, request)
-    if kind == VIDUR_LOR:
-        return fewest_waiting(state, table, base)
-    if kind == STICKY_SESSION:
-        return sticky(state, table, base, request)
-    return lowest_score(state, table, base, kind, request)
 
 
 @jit

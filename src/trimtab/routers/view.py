@@ -20,6 +20,7 @@ COLUMNS: dict[str, str] = {
     "expected_decode_tokens": "output tokens expected of outstanding requests",
     "kv_used": "KV blocks in use",
     "kv_free": "KV blocks free",
+    "prefix_hit_tokens": "tokens of this request's prompt that the replica's prefix cache holds",
     "speed": "relative to the fleet's fastest replica, (0, 1]",
     "group": "index of the replica group",
     "age_of_signal": "seconds since these facts were read; 0 when signals are fresh",
@@ -38,6 +39,8 @@ class RouterView:
     def __init__(self, state: State):
         self._table = (state.seen if state.control["stale"][0] else state.replicas).view()
         self._table.flags.writeable = False
+        self._matches = state.replicas["match"].view()
+        self._matches.flags.writeable = False
         self._requests = state.requests
         self._control = state.control
         self.request = 0
@@ -91,6 +94,10 @@ class RouterView:
     def kv_free(self) -> NDArray[np.int64]:
         free: NDArray[np.int64] = self._column("kv_total") - self._column("kv_used")
         return free
+
+    @property
+    def prefix_hit_tokens(self) -> NDArray[np.int64]:
+        return self._matches
 
     @property
     def speed(self) -> NDArray[np.float64]:

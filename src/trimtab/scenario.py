@@ -302,7 +302,7 @@ class RouterConfig(_Section):
     knows: Literal["none", "class-mean", "predictor", "oracle"] = "none"
     error: NonNegative = 0.5
     temperature: NonNegative = 0.0
-    weights: tuple[NonNegative, NonNegative, NonNegative] | None = None
+    weights: Annotated[list[NonNegative], Field(min_length=3, max_length=3)] | None = None
 
 
 class SignalsConfig(_Section):

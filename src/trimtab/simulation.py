@@ -98,7 +98,7 @@ def start(
         traffic,
         Signals(seen.refresh_s, seen.delay_s, seen.jitter, seen.count_own, seen.routers),
         config.temperature,
-        config.weights,
+        tuple(config.weights) if config.weights else None,
     )
 
 

@@ -309,14 +309,16 @@ class SignalsConfig(_Section):
     """What routers see of the replicas. By default the state of this very moment.
 
     With ``refresh_s`` each router reads it that often, put off by up to ``jitter`` of the interval, and
-    learns it ``delay_s`` later; with ``count_own`` it adds what it dispatched since. ``routers`` independent
-    ones, which read at evenly spaced times, take the requests in turn.
+    learns it ``delay_s`` later; with ``count_own`` it adds what it dispatched since, with ``count_answers``
+    it also subtracts what was answered since. ``routers`` independent ones, which read at evenly spaced
+    times, take the requests in turn.
     """
 
     refresh_s: NonNegative = 0.0
     delay_s: NonNegative = 0.0
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
     count_own: bool = True
+    count_answers: bool = False
     routers: Annotated[int, Field(ge=1, le=1000)] = 1
 
 

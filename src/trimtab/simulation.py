@@ -88,6 +88,9 @@ def start(
         requests["expected_decode"] = expected_outputs(requests, config.knows, config.error, scenario.seed)
         traffic = replace(traffic, requests=requests)
     seen = scenario.signals
+    signals = Signals(
+        seen.refresh_s, seen.delay_s, seen.jitter, seen.count_own, seen.count_answers, seen.routers
+    )
     return prepare(
         traffic.requests,
         fleets,
@@ -96,7 +99,7 @@ def start(
         config.speed_aware,
         max_iterations,
         traffic,
-        Signals(seen.refresh_s, seen.delay_s, seen.jitter, seen.count_own, seen.routers),
+        signals,
         config.temperature,
         tuple(config.weights) if config.weights else None,
     )

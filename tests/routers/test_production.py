@@ -362,9 +362,7 @@ def test_serves_shared_prefixes(name: str) -> None:
 
 
 def test_latencies_are_those_of_the_first_nine_and_the_latest() -> None:
-    result = simulate(
-        "azure-conv", overrides={"workload.num_requests": 300, "router.name": "least-busy"}
-    )
+    result = simulate("azure-conv", overrides={"workload.num_requests": 300, "router.name": "least-busy"})
     for number, row in enumerate(result.replicas):
         mine = result.requests[result.requests["replica"] == number]
         mine = mine[np.argsort(mine["finished"], kind="stable")]

@@ -5,6 +5,7 @@ Iterations take 1 s and every replica serves one request at a time, so that each
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -109,6 +110,31 @@ def test_snapshots_are_seen_late() -> None:
     assert looks == [([0, 0],), ([1, 0],), ([2, 0],), ([2, 1],), ([2, 2],)]
 
 
+@pytest.mark.parametrize("delay", [0.0, 3.0])
+def test_counting_answers_a_lone_router_knows_all_that_is_in_flight(delay: float) -> None:
+    """However old the snapshots are; so it chooses as with fresh signals."""
+    table = prepare(request_table([{"decode_tokens": 1}]), [one_by_one()], Router.RANDOM).requests
+    rng = np.random.default_rng(4)
+    table = table.repeat(60)
+    table["arrival"] = np.sort(rng.uniform(0, 90, 60))
+    table["decode_tokens"] = rng.integers(1, 6, 60)
+    table["expected_decode"] = 3
+    table["prefill_tokens"] = table["target"] = 10
+    table["coin_a"] = rng.random(60)
+    chosen = []
+    for signals in (Signals(), Signals(refresh=7.0, delay=delay, count_answers=True)):
+        state = prepare(table, [one_by_one()], Router.LEAST_OUTSTANDING, signals=signals)
+        for until in (*np.linspace(0.5, 80, 40), math.inf):
+            run(state, until=until)
+            for number in range(len(state.seen) // 2):
+                seen = state.seen[2 * number : 2 * number + 2]
+                if signals.refresh and number == state.views["shown"][0] % signals.snapshots:
+                    assert seen["outstanding"].tolist() == state.replicas["outstanding"].tolist()
+                    assert seen["expected_decode"].tolist() == state.replicas["expected_decode"].tolist()
+        chosen.append(state.requests["replica"].tolist())
+    assert chosen[0] == chosen[1]
+
+
 def test_routers_know_only_what_they_sent_themselves() -> None:
     """Two routers in turn; router 1 reads at 5 s, router 0 at 10 s."""
     looks = seen_by([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], Signals(refresh=10.0, routers=2), [0] * 6)
@@ -152,10 +178,11 @@ def test_snapshots_between_all_events_equal_fresh_signals() -> None:
 def test_one_router_with_fresh_signals_is_the_default() -> None:
     overrides = {"workload.num_requests": 400}
     usual = simulate("azure-conv", overrides=overrides)
-    said = {"signals": {"refresh_s": 0, "delay_s": 0, "jitter": 0, "count_own": True, "routers": 1}}
+    said = {"signals": {"refresh_s": 0, "count_own": True, "count_answers": True, "routers": 1}}
     assert (simulate("azure-conv", overrides=overrides | said).requests == usual.requests).all()
     several = simulate("azure-conv", overrides=overrides | {"signals.routers": 5})
-    assert (several.requests == usual.requests).all()
+    for column in ("replica", "first_token", "finished"):
+        assert (several.requests[column] == usual.requests[column]).all()
 
 
 def test_stale_signals_make_least_outstanding_herd() -> None:

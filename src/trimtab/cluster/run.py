@@ -32,13 +32,15 @@ class Signals:
     """What routers see: the fleet as it is, or (``refresh`` > 0) snapshots of it.
 
     Each of ``routers`` takes one every ``refresh`` s, put off by up to ``jitter`` of that interval, and sees
-    it ``delay`` s later; with ``count_own`` it adds the requests that it has dispatched since.
+    it ``delay`` s later; with ``count_own`` it adds the requests that it has dispatched since, with
+    ``count_answers`` it also subtracts those that were answered since.
     """
 
     refresh: float = 0.0
     delay: float = 0.0
     jitter: float = 0.0
     count_own: bool = True
+    count_answers: bool = False
     routers: int = 1
 
     @property
@@ -192,6 +194,7 @@ def _install(signals: Signals, state: State) -> None:
     state.control["signal_delay"] = signals.delay
     state.control["signal_jitter"] = signals.jitter
     state.control["count_own"] = signals.count_own
+    state.control["count_answers"] = signals.count_own and signals.count_answers
     state.control["next_signal"] = -1.0  # before the first event, to fix when the first ones are due
 
 

@@ -35,6 +35,7 @@ REQUEST = np.dtype(
         ("grows", "i8"),  # 1: its answer goes on the last node, because the next turn's prompt has it
         # what happened
         ("replica", "i8"),  # replica that serves it, or NONE; input of the replay router
+        ("view", "i8"),  # router that sent it there
         ("status", "i1"),  # Status
         ("preemptions", "i8"),  # restarts by recompute
         ("scheduled", "f8"),  # s, first time in a batch
@@ -235,6 +236,7 @@ CONTROL = np.dtype(
         ("signal_delay", "f8"),  # s from taking to seeing
         ("signal_jitter", "f8"),  # share of the interval
         ("count_own", "i8"),  # 1: a router adds what it dispatched since its snapshot
+        ("count_answers", "i8"),  # 1: and subtracts what was answered since
     ],
     align=True,
 )

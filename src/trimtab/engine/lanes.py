@@ -18,6 +18,7 @@ from trimtab.engine.jit import jit
 from trimtab.engine.prefix import leave, publish
 from trimtab.engine.queue import requeue
 from trimtab.engine.record import record_gap
+from trimtab.engine.signals import count_answer
 from trimtab.engine.state import State
 
 FINISHED = int(Status.FINISHED)
@@ -260,6 +261,8 @@ def finish(state: State, replica: int, lane: int, slot: int, now: float) -> None
         replicas["latency_last"][replica] = seconds
     replicas["finished"][replica] += 1
     state.control["finished"][0] += 1
+    if state.control["count_answers"][0]:
+        count_answer(state, replica, request)
     if state.groups["scheduler"][group] == STATIC:
         state.lanes["held"][lane] += state.groups["reserve"][group]
     else:

@@ -75,6 +75,7 @@ def look(state: State, request: int, now: float) -> None:
     view = control["dispatched"][0] % len(views)
     control["dispatched"][0] += 1
     control["view"][0] = view
+    state.requests["view"][request] = view
     if control["matching"][0]:
         for replica in range(len(state.replicas)):
             state.replicas["match"][replica] = prefix_hit_tokens(state, replica, request)
@@ -88,6 +89,16 @@ def look(state: State, request: int, now: float) -> None:
     views["shown"][view] = shown
     control["seen_at"][0] = (view * kept(state) + shown % kept(state)) * len(state.replicas)
     control["signal_age"][0] = now - tick_time(state, view, shown)
+
+
+@jit
+def count_answer(state: State, replica: int, request: int) -> None:
+    """A request has left its replica: the router that sent it there takes it off its snapshots."""
+    first = state.requests["view"][request] * kept(state) * len(state.replicas) + replica
+    for number in range(kept(state)):
+        row = first + number * len(state.replicas)
+        state.seen["outstanding"][row] -= 1
+        state.seen["expected_decode"][row] -= state.requests["expected_decode"][request]
 
 
 @jit

@@ -109,7 +109,7 @@ class RouterView:
 
     @property
     def age_of_signal(self) -> NDArray[np.float64]:
-        return np.full(self.num_replicas, float(self._control["signal_age"][0]))
+        return np.broadcast_to(np.float64(self._control["signal_age"][0]), self.num_replicas)
 
     def _column(self, name: str) -> NDArray[Any]:
         first = int(self._control["seen_at"][0])

@@ -369,3 +369,18 @@ def test_latencies_are_those_of_the_first_nine_and_the_latest() -> None:
         each = (mine["finished"] - mine["arrival"]) / mine["decode_tokens"]
         assert row["latency_first"] == pytest.approx(each[:9].sum())
         assert len(np.unique(mine["finished"][-2:])) < 2 or row["latency_last"] == pytest.approx(each[-1])
+
+
+@pytest.mark.parametrize("refresh", [0.0, 5.0])
+def test_python_routers_see_the_same_matches(refresh: float) -> None:
+    """stack-prefixaware written in Python: the longest match, ties from the coin's replica on."""
+    overrides = SHARED | {"workload.num_requests": 400, "signals.refresh_s": refresh}
+    ours = simulate("azure-conv", overrides=overrides, router="stack-prefixaware").requests
+
+    def longest(view: Any) -> int:
+        start = int(ours["coin_a"][view.request] * view.num_replicas)
+        order = (np.arange(view.num_replicas) + start) % view.num_replicas
+        return int(order[np.argmax(view.prefix_hit_tokens[order])])
+
+    theirs = simulate("azure-conv", overrides=overrides, router=longest).requests
+    assert (theirs["replica"] == ours["replica"]).all() and (theirs["hit_tokens"] > 0).any()

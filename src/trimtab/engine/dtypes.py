@@ -95,6 +95,7 @@ REPLICA = np.dtype(
         ("attention_pairs", "f8"),  # sum of q * (q + kv) over all sequences: Vidur's MFU term
         # what only routers read
         ("match", "i8"),  # tokens of the prompt being routed that its prefix cache holds
+        ("cost", "f8"),  # of the request being routed, for routers that draw by it
         ("latency_first", "f8"),  # s per output token, arrival to end, summed over its first nine requests
         ("latency_last", "f8"),  # of its latest request, from the tenth on
     ],

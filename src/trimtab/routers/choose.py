@@ -30,9 +30,10 @@ FIRST_PUBLISHED = int(Router.LEAST_BUSY)
 @jit
 def choose(state: State, request: int) -> int:
     """The replica for ``request``, by what its router sees."""
+    table, base = state.replicas, 0
     if state.control["stale"][0]:
-        return pick(state, state.seen, state.control["seen_at"][0], request)
-    return pick(state, state.replicas, 0, request)
+        table, base = state.seen, state.control["seen_at"][0]
+    return pick(state, table, base, request)
 
 
 @jit

@@ -149,23 +149,21 @@ def lowest_cost(state: State, table: Table, base: int, kind: int, request: int) 
 @jit
 def softmax(state: State, table: Table, base: int, kind: int, request: int) -> int:
     """Dynamo's sampling: probability ~ exp(-cost / (range of costs * temperature))."""
-    count = len(state.replicas)
+    count, costs = len(state.replicas), state.replicas["cost"]
     low, high = math.inf, -math.inf
     for replica in range(count):
-        value = cost(state, table, base + replica, kind, replica, request, 0.0, 0.0)
-        low, high = min(low, value), max(high, value)
+        costs[replica] = cost(state, table, base + replica, kind, replica, request, 0.0, 0.0)
+        low, high = min(low, costs[replica]), max(high, costs[replica])
     scale = state.control["temperature"][0] * (high - low)
     coin = state.requests["coin_a"][request]
     if scale == 0.0:
         return int(coin * count)
     total = 0.0
     for replica in range(count):
-        value = cost(state, table, base + replica, kind, replica, request, 0.0, 0.0)
-        total += math.exp((low - value) / scale)
+        total += math.exp((low - costs[replica]) / scale)
     left = coin * total
     for replica in range(count):
-        value = cost(state, table, base + replica, kind, replica, request, 0.0, 0.0)
-        left -= math.exp((low - value) / scale)
+        left -= math.exp((low - costs[replica]) / scale)
         if left < 0.0:
             return replica
     return count - 1

@@ -288,12 +288,38 @@ class ReplicaGroup(_Section):
 
 
 class RouterConfig(_Section):
-    """Which replica gets the next request. ``choices`` is d of power-of-d; see `trimtab routers`."""
+    """Which replica gets the next request. ``choices`` is d of power-of-d; see `trimtab routers`.
+
+    ``knows`` is what it assumes of a request's output: ``none`` (the mean of the workload), ``class-mean``
+    (of its SLO class), ``predictor`` (the truth times a lognormal error of sigma ``error``) or ``oracle``.
+    ``temperature`` is dynamo-kv's; ``weights`` = [prefix, queue, kv] replace the defaults of llm-d and gie.
+    """
 
     name: str = "least-outstanding"
     choices: Count = 2
     speed_aware: bool = True
     assignment: list[int] | None = None
+    knows: Literal["none", "class-mean", "predictor", "oracle"] = "none"
+    error: NonNegative = 0.5
+    temperature: NonNegative = 0.0
+    weights: Annotated[list[NonNegative], Field(min_length=3, max_length=3)] | None = None
+
+
+class SignalsConfig(_Section):
+    """What routers see of the replicas. By default the state of this very moment.
+
+    With ``refresh_s`` each router reads it that often, put off by up to ``jitter`` of the interval, and
+    learns it ``delay_s`` later; with ``count_own`` it adds what it dispatched since, with ``count_answers``
+    it also subtracts what was answered since. ``routers`` independent ones, which read at evenly spaced
+    times, take the requests in turn.
+    """
+
+    refresh_s: NonNegative = 0.0
+    delay_s: NonNegative = 0.0
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    count_own: bool = True
+    count_answers: bool = False
+    routers: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
 class Slo(_Section):
@@ -314,6 +340,7 @@ class Scenario(_Section):
     workload: Workload = Workload()
     replicas: Annotated[list[ReplicaGroup], Field(min_length=1)] = [ReplicaGroup()]
     router: RouterConfig = RouterConfig()
+    signals: SignalsConfig = SignalsConfig()
     slo: Slo = Slo()
     time_limit_s: Positive | None = None
 

@@ -1,7 +1,7 @@
 """The event loop: arrivals and batch ends in order of time, over all replicas.
 
 Simultaneous events: batch ends first (lower replica first), then arrivals (lower request first),
-then replicas form their batches (lower first), then load samples are taken.
+then replicas form their batches (lower first), then load samples and routers' snapshots are taken.
 ``tests/cluster/test_event_order.py`` pins this.
 """
 
@@ -14,9 +14,10 @@ from trimtab.engine.invariants import check
 from trimtab.engine.jit import DEBUG, door, jit
 from trimtab.engine.queue import enqueue
 from trimtab.engine.record import sample_until, touch
+from trimtab.engine.signals import count_own, look, refresh_until
 from trimtab.engine.state import State
 from trimtab.routers import Router
-from trimtab.routers.heuristics import choose
+from trimtab.routers.choose import choose
 from trimtab.schedulers.lightllm import form_lightllm
 from trimtab.schedulers.request_level import form_faster_transformer, form_orca
 from trimtab.schedulers.sarathi import form_sarathi
@@ -88,6 +89,8 @@ def place(state: State, request: int, replica: int, now: float) -> None:
     replicas["outstanding"][replica] += 1
     replicas["pending_prefill"][replica] += requests["prefill_tokens"][request]
     replicas["expected_decode"][replica] += requests["expected_decode"][request]
+    if state.control["count_own"][0]:
+        count_own(state, replica, request)
     enqueue(state, replica, request)
     settle(state, replica, now)
 
@@ -127,6 +130,8 @@ def advance(state: State, until: float) -> int:
             return PAUSED
         if control["next_sample"][0] < now:
             sample_until(state, now)
+        if control["next_signal"][0] < now:
+            refresh_until(state, now)
         control["now"][0] = now
         if not arrives and events["kind"][0] != ARRIVAL:
             kind, replica = events["kind"][0], events["who"][0]
@@ -145,6 +150,7 @@ def advance(state: State, until: float) -> int:
         else:
             request = events["who"][0]
             drop_first(state)
+        look(state, request, now)
         if control["router"][0] == OUTSIDE:
             control["asking"][0] = request
             return ASKING

@@ -18,12 +18,14 @@ from trimtab.engine.jit import jit
 from trimtab.engine.prefix import leave, publish
 from trimtab.engine.queue import requeue
 from trimtab.engine.record import record_gap
+from trimtab.engine.signals import count_answer
 from trimtab.engine.state import State
 
 FINISHED = int(Status.FINISHED)
 ARRIVAL = 1
 STATIC = int(Scheduler.FASTER_TRANSFORMER)
 INCREMENTAL = int(Scheduler.VLLM_V1)
+KEPT_LATENCIES = 9  # for the router that goes by latency
 
 
 @jit
@@ -253,8 +255,15 @@ def finish(state: State, replica: int, lane: int, slot: int, now: float) -> None
     replicas["running"][replica] -= 1
     replicas["outstanding"][replica] -= 1
     replicas["expected_decode"][replica] -= requests["expected_decode"][request]
+    seconds = (now - requests["arrival"][request]) / requests["decode_tokens"][request]
+    if replicas["finished"][replica] < KEPT_LATENCIES:
+        replicas["latency_first"][replica] += seconds
+    else:
+        replicas["latency_last"][replica] = seconds
     replicas["finished"][replica] += 1
     state.control["finished"][0] += 1
+    if state.control["count_answers"][0]:
+        count_answer(state, replica, request)
     if state.groups["scheduler"][group] == STATIC:
         state.lanes["held"][lane] += state.groups["reserve"][group]
     else:

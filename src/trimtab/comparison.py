@@ -162,7 +162,7 @@ def _run_all(
     pool = ThreadPoolExecutor(max_workers=workers or os.cpu_count() or 1)
     try:
         futures: dict[Future[Digest], tuple[int, str]] = {
-            pool.submit(_run, base, seed, name, chosen[name], bins): (seed, name) for seed, name in jobs
+            pool.submit(run_digest, base, seed, name, chosen[name], bins): (seed, name) for seed, name in jobs
         }
         for future in as_completed(futures):
             job = futures[future]
@@ -176,7 +176,8 @@ def _run_all(
     return found
 
 
-def _run(base: Scenario, seed: int, name: str, router: RouterChoice, bins: int) -> Digest:
+def run_digest(base: Scenario, seed: int, name: str, router: RouterChoice, bins: int) -> Digest:
+    """One run, reduced; ``bins`` is the width of its load map."""
     from trimtab.simulation import simulate
 
     digest = digest_run(simulate(base, router=router, seed=seed), bins)
@@ -187,17 +188,21 @@ def _run(base: Scenario, seed: int, name: str, router: RouterChoice, bins: int) 
 
 
 def conclude(
-    scenario: Scenario, digests: Sequence[Digest], baseline: str, complete: bool = True
+    scenario: Scenario,
+    digests: Sequence[Digest],
+    baseline: str,
+    complete: bool = True,
+    metrics: Sequence[Metric] = METRICS,
 ) -> Comparison:
-    """Estimates and verdicts from the digests of every router at every seed."""
+    """Estimates and verdicts from the digests of every router at every seed, on ``metrics``."""
     routers = tuple(dict.fromkeys(digest.router for digest in digests))
     seeds = tuple(dict.fromkeys(digest.seed for digest in digests))
     assert len(digests) == len(routers) * len(seeds), "every router needs every seed"
     _check_paired(scenario, digests)
-    drawn = _resample(digests, seeds)
+    drawn = _resample(digests, seeds, metrics)
     table: dict[str, dict[str, Estimate]] = {}
     verdicts: dict[str, Verdict] = {}
-    for metric in METRICS:
+    for metric in metrics:
         values = {
             router: np.array([digest.summary[metric.key] for digest in digests if digest.router == router])
             for router in routers
@@ -220,20 +225,20 @@ def conclude(
 
 def _check_paired(scenario: Scenario, digests: Sequence[Digest]) -> None:
     """Routers must have seen the same requests (in a closed loop at times of their own making)."""
-    closed = scenario.workload.users is not None
+    closed = scenario.workload.users is not None or scenario.workload.sessions is not None
     for seed in {digest.seed for digest in digests}:
         asked = {(d.lengths, 0.0 if closed else d.arrivals) for d in digests if d.seed == seed}
         assert len(asked) == 1, f"seed {seed}: routers saw different requests"
 
 
-def _resample(digests: Sequence[Digest], seeds: tuple[int, ...]) -> Draws:
+def _resample(digests: Sequence[Digest], seeds: tuple[int, ...], wanted: Sequence[Metric]) -> Draws:
     """Every metric under resampled blocks, drawn alike for all routers; entry 0 is the run itself."""
     found: Draws = {}
     for digest in digests:
         blocks = len(digest.blocks["good"].sums)
         weights = bootstrap.draw_weights(blocks, bootstrap.DRAWS, seeds.index(digest.seed))
-        for source in {metric.source for metric in METRICS if metric.source}:
-            metrics = [metric for metric in METRICS if metric.source == source]
+        for source in {metric.source for metric in wanted if metric.source}:
+            metrics = [metric for metric in wanted if metric.source == source]
             shares = tuple(metric.share for metric in metrics if metric.share is not None)
             quantiles = bootstrap.resampled_quantiles(digest.blocks[source], weights, shares)
             mean = bootstrap.resampled_mean(digest.blocks[source], weights)

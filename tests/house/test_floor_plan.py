@@ -21,6 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("report.metrics",),
     ("report.digest", "report.series"),
     ("comparison",),
+    ("robustness",),
     ("report", "plan", "learn", "moe", "fusion", "rlhf"),
     ("cli",),
 )

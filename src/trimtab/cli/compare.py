@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trimtab.cli import options
 from trimtab.cli.progress import note, progress_bar
+from trimtab.cli.suite import run as run_suite
 from trimtab.errors import TrimtabError
 
 if TYPE_CHECKING:
@@ -25,8 +26,18 @@ RoutersOption = Annotated[
 ]
 
 
+ScenarioOrSuite = Annotated[
+    str | None,
+    typer.Argument(metavar="SCENARIO", help="Bundled name, YAML file, or nothing with --suite."),
+]
+SuiteOption = Annotated[
+    str | None, typer.Option("--suite", help="Instead of a scenario, a bundled suite: robustness.")
+]
+
+
 def compare(
-    scenario: options.ScenarioArgument,
+    scenario: ScenarioOrSuite = None,
+    suite: SuiteOption = None,
     routers: RoutersOption = "all",
     seeds: Annotated[int, typer.Option("--seeds", help="Repetitions, each with its own requests.")] = 3,
     model: options.ModelOption = None,
@@ -45,14 +56,25 @@ def compare(
     as_json: options.JsonOption = False,
 ) -> None:
     """Compare routers on the same requests; write an HTML report."""
-    chosen = options.scenario_with(
-        scenario, setting, model=model, device=device, replicas=replicas, tp=tp, pp=pp,
-        scheduler=scheduler, qps=qps, requests=requests, seed=seed,
-    )  # fmt: skip
     if seeds < 1:
         raise TrimtabError(f"--seeds must be 1 or more, got {seeds}")
     if workers is not None and workers < 1:
         raise TrimtabError(f"--workers must be 1 or more, got {workers}")
+    if suite is not None:
+        _refuse(
+            scenario, model=model, device=device, replicas=replicas, tp=tp, pp=pp, scheduler=scheduler,
+            qps=qps, set=setting,
+        )  # fmt: skip
+        first = seed or 0
+        numbers = list(range(first, first + seeds))
+        run_suite(suite, routers, numbers, requests, out, workers, quiet, as_json)
+        return
+    if scenario is None:
+        raise TrimtabError("give a SCENARIO (see `trimtab scenario list`), or --suite robustness")
+    chosen = options.scenario_with(
+        scenario, setting, model=model, device=device, replicas=replicas, tp=tp, pp=pp,
+        scheduler=scheduler, qps=qps, requests=requests, seed=seed,
+    )  # fmt: skip
     folder = options.output_folder(out, f"compare-{chosen.name}-{chosen.digest()}", "comparison.json")
     from trimtab.comparison import compare as run
     from trimtab.report.compare_folder import save_comparison
@@ -70,6 +92,15 @@ def compare(
     note(f"{of_what}: open {folder}/index.html", quiet or as_json)
     if not comparison.complete:
         raise KeyboardInterrupt  # the finished seeds are saved; the exit code still says what happened
+
+
+def _refuse(scenario: str | None, **flags: Any) -> None:
+    """A suite has fleets and traffic of its own."""
+    if scenario is not None:
+        raise TrimtabError(f"--suite has scenarios of its own; leave out {scenario!r}, or --suite")
+    for name, value in flags.items():
+        if value is not None:
+            raise TrimtabError(f"--{name} does not go with --suite, whose fleets and traffic are given")
 
 
 def _show(comparison: Comparison) -> None:

@@ -10,21 +10,31 @@ Report = Callable[..., None]
 
 
 @contextmanager
-def progress_bar(what: str, unit: str, quiet: bool = False) -> Iterator[Report]:
+def progress_bar(what: str, unit: str, quiet: bool = False, time_left: bool = False) -> Iterator[Report]:
     """Yields ``report(done, total, latest="")``; until its first call the line says what is prepared."""
     if quiet or not sys.stderr.isatty():
         yield lambda *_: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (
+    columns: list[ProgressColumn] = [
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
-    )
+    ]
+    if time_left:
+        columns += [TextColumn("left"), TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(preparing(), total=None, count="")
 

@@ -31,6 +31,12 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
     },
     "whole_process": {"seconds_warm": (1.5, "<="), "seconds_first": (20, "<=")},
     "million": {"seconds": (60, "<="), "peak_gb": (2, "<=")},
+    "prefix_speed": {
+        "iterations_per_cpu_s_on": (1_000_000, ">="),
+        "requests_per_cpu_s_on": (30_000, ">="),
+        "cost_ratio": (2, "<="),
+    },
+    "robustness": {"seconds": (600, "<="), "num_cells": (24, ">="), "num_routers": (12, ">=")},
     "queueing_theory": {"inside": ("cases", ">=")},
     "vidur_agreement": {"max_time_error_s": (1e-6, "<="), "batches_equal": (1, ">=")},
 }
@@ -96,6 +102,8 @@ def table(name: str, figures: dict[str, Any]) -> list[str]:
 def shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {shown(inner)}" for key, inner in value.items())
+    if isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        return f"{len(value)} entries, see the command's output"
     if isinstance(value, list):
         return f"[{', '.join(map(shown, value))}]"
     if isinstance(value, bool) or not isinstance(value, (int, float)):

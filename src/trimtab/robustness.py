@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from trimtab.scenario import Scenario, load_scenario
 FORMAT = 1
 BASELINE = "least-outstanding"
 REQUESTS = 20_000  # of a run, where nothing else is asked
-SATURATION_REQUESTS = 8_000
+SATURATION_REQUESTS = 8_000  # several times what the batches of a fleet hold
 JUDGED = ("p99_ttft_ms", "request_goodput", "mean_ttft_ms", "mean_e2el_ms")
 
 Progress = Callable[[int, int, str], None]
@@ -162,7 +163,8 @@ def _crash(seconds: float) -> Json:
 # --- how much a fleet can carry -----------------------------------------------------------------
 
 
-def find_saturation(fleet: str, prompts: str, requests: int = SATURATION_REQUESTS) -> float:
+@cache
+def find_saturation(fleet: str, prompts: str) -> float:
     """Requests per second that the fleet can sustain behind the baseline router.
 
     Measured by a burst: all requests at time zero, and how fast they leave while every replica is
@@ -171,6 +173,7 @@ def find_saturation(fleet: str, prompts: str, requests: int = SATURATION_REQUEST
     """
     from trimtab.simulation import simulate
 
+    requests = SATURATION_REQUESTS
     burst = simulate(_common(fleet, prompts, requests, {"kind": "static"}))
     rate = steady_rate(burst)
     if prompts != "sessions":
@@ -243,7 +246,7 @@ def run_suite(
     total = len(wanted) * len(chosen) * len(seeds)
     try:
         store.mkdir(parents=True, exist_ok=True)
-        rates = _saturations(wanted, requests, pool)
+        rates = _saturations(wanted, pool)
         scenarios = {
             cell.name: scenario_of(cell, rates[f"{cell.fleet}/{cell.prompts}"], requests) for cell in wanted
         }
@@ -282,10 +285,9 @@ def run_suite(
     }
 
 
-def _saturations(cells: Sequence[Cell], requests: int, pool: ThreadPoolExecutor) -> dict[str, float]:
-    count = min(requests, SATURATION_REQUESTS)
+def _saturations(cells: Sequence[Cell], pool: ThreadPoolExecutor) -> dict[str, float]:
     pairs = sorted({(cell.fleet, cell.prompts) for cell in cells})
-    futures = {f"{fleet}/{kind}": pool.submit(find_saturation, fleet, kind, count) for fleet, kind in pairs}
+    futures = {f"{fleet}/{kind}": pool.submit(find_saturation, fleet, kind) for fleet, kind in pairs}
     return {name: future.result() for name, future in futures.items()}
 
 

@@ -119,7 +119,11 @@ def times(ratio: float) -> str:
 
 
 def suite_page(found: Json) -> str:
-    """The page of a suite, complete HTML."""
+    """The page of a suite, complete HTML; routers with the shortest tails come first."""
+    ranked = [row.router for row in standings(found)]
+    order = [*ranked, *(name for name in found["routers"] if name not in ranked)]
+    cells = [{**cell, "routers": {name: cell["routers"][name] for name in order}} for cell in found["cells"]]
+    found = {**found, "routers": order, "cells": cells}
     return page("Robustness of routers", _body(found), _data(found), ("base.js", "robustness.js"))
 
 
@@ -149,7 +153,8 @@ def _body(found: Json) -> str:
 <section aria-labelledby="h-matrix">
 <h2 id="h-matrix">Which router holds up where?</h2>
 <p class="see">Each row is a cluster and its traffic, each column a router; the figure is the ratio to
-{BASELINE}. Blue is better than it, red is worse, on a logarithmic scale; figures in grey cannot be told from
+{BASELINE}. Blue is better than it, red is worse, on a logarithmic scale; pale squares with grey figures
+cannot be told from
 1. A column without red is a router that you can trust. A frame marks what no other router beats. Click a
 router to sort by it, a factor to group by it, and rest on a square for its figures.</p>
 <div class="bar" id="matrix-controls"></div>

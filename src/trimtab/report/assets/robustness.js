@@ -21,9 +21,9 @@
 
   /* Blue is better, red is worse; full strength at a factor of four either way. */
   const dark = () => schemes.matches;
-  function paint(ratio, better) {
+  function paint(ratio, better, faint) {
     if (ratio === null || !(ratio > 0)) return ["transparent", "var(--muted)"];
-    const depth = Math.max(-1, Math.min(1, (better * Math.log(ratio)) / Math.log(4)));
+    const depth = (faint ? 0.22 : 1) * Math.max(-1, Math.min(1, (better * Math.log(ratio)) / Math.log(4)));
     return shade(depth > 0 ? [222, 74] : [12, 78], Math.abs(depth));
   }
   function shade([hue, saturation], depth) {
@@ -50,7 +50,7 @@
           return;
         }
         const three = chosen.ratio(row, cell);
-        const [fill, ink] = paint(three[0], chosen.better);
+        const [fill, ink] = paint(three[0], chosen.better, !sure(three));
         const same = index === base;
         square.textContent = short(three[0]);
         square.className = `square${same ? " base" : sure(three) ? "" : " unsure"}${metric === "ttft" && row.unbeaten ? " best" : ""}`;

@@ -1,9 +1,9 @@
-"""What prefix caching costs: sessions on 16 replicas, at the same share of what each way sustains.
+"""What prefix caching costs: sessions on 16 replicas, equally full with and without it.
 
-Caching spares the replicas prompts, so that they sustain more; comparing at one rate would compare a
-busy fleet with an idle one. Both runs are at 80 % of their own saturation (first tokens of nine in ten
-requests within a second). Figures are of the run of the cluster alone, one thread; ``whole`` ones are of
-all of ``simulate``, building and reporting included.
+Caching spares the replicas prompts, so that they carry more; comparing at one rate would compare a busy
+fleet with an idle one. Both runs are at the rate at which a replica holds 24 requests in the mean.
+Figures are of the run of the cluster alone, one thread; ``whole`` ones are of all of ``simulate``,
+building and reporting included.
 
     python benchmarks/prefix_speed.py [--quick]
 """
@@ -19,9 +19,8 @@ from typing import Any
 import trimtab as tt
 
 REPLICAS = 16
-LOAD = 0.8
-LATE_MS, STEP = 1000.0, 1.08
-START_QPS = 24.0
+HELD = 24.0  # requests waiting or running per replica, mean
+LOWEST, HIGHEST, STEPS = 16.0, 128.0, 7  # rates to search, requests per second
 
 
 def scenario(caching: bool, qps: float, requests: int) -> dict[str, Any]:
@@ -37,14 +36,15 @@ def scenario(caching: bool, qps: float, requests: int) -> dict[str, Any]:
     }
 
 
-def sustained(caching: bool) -> float:
-    """The highest rate, in steps of 8 %, at which nine in ten first tokens come within a second."""
-    qps = START_QPS
-    while True:
-        summary = tt.simulate(scenario(caching, qps * STEP, 16_000)).summary()
-        if summary["p90_ttft_ms"] > LATE_MS:
-            return qps
-        qps *= STEP
+def fitting_rate(caching: bool) -> float:
+    """Requests per second at which a replica holds HELD requests (Little: rate times time in it)."""
+    low, high = LOWEST, HIGHEST
+    for _ in range(STEPS):
+        middle = (low * high) ** 0.5
+        summary = tt.simulate(scenario(caching, middle, 24_000)).summary()
+        held = summary["request_throughput"] * summary["mean_e2el_ms"] / 1e3 / REPLICAS
+        low, high = (middle, high) if held < HELD else (low, middle)
+    return (low * high) ** 0.5
 
 
 def measure(caching: bool, qps: float, requests: int, repeats: int) -> dict[str, float]:
@@ -76,10 +76,10 @@ def main() -> None:
     repeats, requests = (1, 8_000) if quick else (5, 50_000)
     found: dict[bool, dict[str, float]] = {}
     for caching in (False, True):
-        full = sustained(caching)
-        found[caching] = measure(caching, LOAD * full, requests, repeats)
+        rate = fitting_rate(caching)
+        found[caching] = measure(caching, rate, requests, repeats)
         print(
-            f"caching {'on ' if caching else 'off'}: sustains {full:5.1f} requests/s;"
+            f"caching {'on ' if caching else 'off'}: {rate:5.1f} requests/s;"
             f" {found[caching]['requests_per_cpu_s']:10,.0f} requests, "
             f" {found[caching]['iterations_per_cpu_s']:12,.0f} iterations per CPU-second,"
             f" {found[caching]['iterations_per_request']:.1f} iterations per request,"

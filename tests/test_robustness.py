@@ -147,7 +147,7 @@ def test_page_needs_nothing_else(found):
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1].replace("\\u003c", "<"))
     assert {router["name"] for router in data["routers"]} == set(ROUTERS)
     assert text.count('<td class="square') == len(FEW) * len(ROUTERS)
-    assert data["cells"][1]["factors"] == ["mixed", "gamma", "80", "sessions", "1s", ""]
+    assert data["cells"][1]["factors"] == ["mixed", "gamma", "80", "sessions", "1s"]
 
 
 def test_standings_are_in_order(found):

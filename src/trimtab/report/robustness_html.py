@@ -197,17 +197,18 @@ def _cards(found: Json) -> str:
     )
 
 
-def factors(name: str) -> list[str]:
-    """The six factors of a cell's name."""
+def factors(found: Json, name: str) -> list[str]:
+    """The factors of a cell's name, as many as any cell has."""
     parts = name.split("/")
-    return [*parts, ""] if len(parts) < len(FACTORS) else parts
+    most = max(cell["name"].count("/") + 1 for cell in found["cells"])
+    return parts + [""] * (most - len(parts))
 
 
 def _table(found: Json) -> str:
     """The ratios as text; the script colours them."""
     heads = "".join(
         f'<th scope="col" class="factor"><button type="button" data-factor="{index}">{factor}</button></th>'
-        for index, factor in enumerate(FACTORS)
+        for index, factor in enumerate(FACTORS[: len(factors(found, found["cells"][0]["name"]))])
     )
     heads += "".join(
         f'<th scope="col" class="router"><button type="button" data-router="{index}">'
@@ -216,7 +217,7 @@ def _table(found: Json) -> str:
     )
     rows = []
     for index, cell in enumerate(found["cells"]):
-        labels = "".join(f'<td class="factor">{escape(part)}</td>' for part in factors(cell["name"]))
+        labels = "".join(f'<td class="factor">{escape(part)}</td>' for part in factors(found, cell["name"]))
         squares = "".join(
             f'<td class="square{"" if is_sure(row) else " unsure"}">{_ratio(row["ratio"][0])}</td>'
             for row in cell["routers"].values()
@@ -272,7 +273,11 @@ def _data(found: Json) -> Json:
             for name in found["routers"]
         ],
         "cells": [
-            {"name": cell["name"], "factors": factors(cell["name"]), "rows": list(cell["routers"].values())}
+            {
+                "name": cell["name"],
+                "factors": factors(found, cell["name"]),
+                "rows": list(cell["routers"].values()),
+            }
             for cell in found["cells"]
         ],
     }

@@ -1,6 +1,11 @@
-"""The routers' formulas: what to minimise over replicas, evaluated when a request arrives."""
+"""The routers' formulas: what to minimise over replicas, evaluated when a request arrives.
+
+Replicas that do not accept (down, draining, breaker open) are passed over; at least one accepts.
+"""
 
 from __future__ import annotations
+
+import math
 
 from trimtab.engine.dtypes import NONE
 from trimtab.engine.jit import jit
@@ -33,6 +38,8 @@ def speed_of(state: State, replica: int) -> float:
 def score(state: State, kind: int, replica: int, request: int) -> float:
     """The load that router ``kind`` sees on a replica; smaller is better."""
     replicas = state.replicas
+    if not replicas["accepting"][replica]:
+        return math.inf
     speed = speed_of(state, replica)
     if kind == VLLM_DP:
         return (4.0 * replicas["waiting"][replica] + replicas["running"][replica] + 1.0) / speed
@@ -71,6 +78,8 @@ def choose(state: State, request: int) -> int:
     count = len(state.replicas)
     if kind == ROUND_ROBIN:
         turn = state.control["turn"][0]
+        while not state.replicas["accepting"][turn]:
+            turn = (turn + 1) % count
         state.control["turn"][0] = (turn + 1) % count
         return turn
     if kind == RANDOM:
@@ -107,26 +116,39 @@ def lowest_score(state: State, kind: int, request: int) -> int:
 def random_by_speed(state: State, request: int) -> int:
     """Replica i with probability speed_i / sum of speeds."""
     total = 0.0
+    accepting = state.replicas["accepting"]
     for replica in range(len(state.replicas)):
-        total += speed_of(state, replica)
+        total += accepting[replica] * speed_of(state, replica)
     left = state.requests["coin_a"][request] * total
     for replica in range(len(state.replicas)):
-        left -= speed_of(state, replica)
+        left -= accepting[replica] * speed_of(state, replica)
         if left < 0.0:
             return replica
-    return len(state.replicas) - 1
+    return nth_accepting(state, state.control["accepting"][0] - 1)
+
+
+@jit
+def nth_accepting(state: State, index: int) -> int:
+    """The replica number ``index`` of those that accept."""
+    if state.control["accepting"][0] == len(state.replicas):
+        return index
+    replica = -1
+    while index >= 0:
+        replica += 1
+        index -= state.replicas["accepting"][replica]
+    return replica
 
 
 @jit
 def best_of_few(state: State, request: int) -> int:
     """Least outstanding of ``choices`` random replicas; the first differs from all others."""
-    count = len(state.replicas)
-    best = int(state.requests["coin_a"][request] * count)
+    count = state.control["accepting"][0]
+    first = int(state.requests["coin_a"][request] * count)
+    best = nth_accepting(state, first)
     lowest = score(state, LEAST_OUTSTANDING, best, request)
-    first = best
     for index in range(1, min(state.control["choices"][0], count)):
         coin = state.requests["coin_b"][request] + GOLDEN * (index - 1)
-        other = (first + 1 + int((coin - int(coin)) * (count - 1))) % count
+        other = nth_accepting(state, (first + 1 + int((coin - int(coin)) * (count - 1))) % count)
         value = score(state, LEAST_OUTSTANDING, other, request)
         if value < lowest:
             best, lowest = other, value
@@ -135,9 +157,10 @@ def best_of_few(state: State, request: int) -> int:
 
 @jit
 def fewest_waiting(state: State) -> int:
-    best = 0
-    for replica in range(1, len(state.replicas)):
-        if state.replicas["waiting"][replica] < state.replicas["waiting"][best]:
+    best = nth_accepting(state, 0)
+    for replica in range(best + 1, len(state.replicas)):
+        waiting = state.replicas["waiting"]
+        if state.replicas["accepting"][replica] and waiting[replica] < waiting[best]:
             best = replica
     return best
 
@@ -150,7 +173,7 @@ def sticky(state: State, request: int) -> int:
     if session == NONE:
         return lowest_score(state, LEAST_OUTSTANDING, request)
     home = state.homes[session]
-    if home == NONE:
+    if home == NONE or not state.replicas["accepting"][home]:
         home = lowest_score(state, LEAST_OUTSTANDING, request)
         state.homes[session] = home
     return home

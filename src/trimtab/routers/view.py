@@ -20,6 +20,7 @@ COLUMNS: dict[str, str] = {
     "expected_decode_tokens": "output tokens expected of outstanding requests",
     "kv_used": "KV blocks in use",
     "kv_free": "KV blocks free",
+    "accepting": "1 where the router may send requests, 0 where it is down, draining or its breaker is open",
     "speed": "relative to the fleet's fastest replica, (0, 1]",
     "group": "index of the replica group",
 }
@@ -89,6 +90,10 @@ class RouterView:
     def kv_free(self) -> NDArray[np.int64]:
         free: NDArray[np.int64] = self._replicas["kv_total"] - self._replicas["kv_used"]
         return free
+
+    @property
+    def accepting(self) -> NDArray[np.int64]:
+        return self._column("accepting")
 
     @property
     def speed(self) -> NDArray[np.float64]:

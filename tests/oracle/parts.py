@@ -54,6 +54,7 @@ class Request:
     coin: float = 0.0
     next_turn: int = NONE
     think: float = 0.0
+    klass: int = 0
 
     replica: int = NONE
     preemptions: int = 0
@@ -66,6 +67,11 @@ class Request:
     processed: int = 0
     blocks: int = 0
     in_flight: bool = False
+
+    retries: int = 0
+    pausing: bool = False  # before a retry
+    given_up: bool = False  # by its client
+    end: str = ""  # finished, failed, aborted or rejected
 
     @property
     def decoding(self) -> bool:
@@ -115,6 +121,8 @@ class Batch:
     entries: list[Entry]
     group: list[Request] = field(default_factory=list)
     iteration: Iteration | None = None
+    slow: float = 1.0
+    spent: float = 0.0
 
     def seconds(self, tables: ExecTables, last_stage: bool) -> float:
         """Time on one stage; the stage that sends its activations on is busy while it sends."""
@@ -177,6 +185,7 @@ def requests_of(table: Any) -> list[Request]:
                 coin=float(row["coin_a"]),
                 next_turn=int(row["next_turn"]),
                 think=float(row["think"]),
+                klass=int(row["klass"]),
                 target=int(row["prefill_tokens"]),
             )
         )

@@ -203,11 +203,11 @@ def conditions(draw: st.DrawFn, num_replicas: int, last: float) -> OracleConditi
     """Faults, impatient clients, admission limits and breakers, each drawn or left out."""
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
 
-    def limit(low: float, high: float, absent: float = np.inf) -> float:
-        return float(rng.uniform(low, high)) if draw(st.booleans()) else absent
+    def limit(low: float, high: float) -> float:
+        return float(rng.uniform(low, high)) if draw(st.integers(0, 3)) == 3 else np.inf
 
     classes = [
-        OracleClass(limit(0.0, 2 * last), limit(0.0, last), float(rng.choice([1, 1.5, 3, np.inf, np.inf])))
+        OracleClass(limit(0.0, 2 * last), limit(0.0, last), float(rng.choice([2.5, 6, *[np.inf] * 6])))
         for _ in range(draw(st.integers(1, 3)))
     ]
     return OracleConditions(

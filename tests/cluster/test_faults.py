@@ -22,7 +22,8 @@ ENDS = {
     Status.ABORTED: "aborted",
     Status.REJECTED: "rejected",
 }
-EXAMPLES = 100
+import os
+EXAMPLES = int(os.environ.get("FE", 100))
 relaxed = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 

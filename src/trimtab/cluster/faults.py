@@ -12,7 +12,8 @@ from trimtab.engine.batches import release_static, ring_size
 from trimtab.engine.dtypes import NEVER, NONE, Event, Fault, Scheduler, Status
 from trimtab.engine.heap import drop_all, push
 from trimtab.engine.jit import jit
-from trimtab.engine.lanes import close_slot, forget_decode, held_blocks, pool_of, wake_next_turn
+from trimtab.engine.lanes import close_slot, forget_decode, pool_of, release, wake_next_turn
+from trimtab.engine.prefix import forget_prefixes
 from trimtab.engine.queue import unlink
 from trimtab.engine.record import touch
 from trimtab.engine.state import State
@@ -69,6 +70,7 @@ def crash(state: State, replica: int, now: float) -> None:
         replicas["seen_up"][replica] = 0
         refresh(state, replica, now)
     drop_batches(state, replica, now)
+    forget_prefixes(state, replica)
     lanes_per_replica = len(state.lanes) // len(state.replicas)
     for lane in range(pool_of(state, replica), pool_of(state, replica) + lanes_per_replica):
         empty_lane(state, replica, lane, now)
@@ -133,6 +135,7 @@ def attempt_failed(state: State, replica: int, request: int, now: float) -> None
     requests, replicas, control = state.requests, state.replicas, state.control
     requests["target"][request] = requests["prefill_tokens"][request]
     requests["processed"][request] = 0
+    requests["shared"][request] = 0
     requests["next_waiting"][request] = NONE
     replicas["failures"][replica] += 1
     most = control["breaker_failures"][0]
@@ -234,7 +237,7 @@ def leave_lane(state: State, replica: int, lane: int) -> None:
         if state.groups["scheduler"][group] == STATIC:
             state.lanes["held"][lane] += state.groups["reserve"][group]
         else:
-            state.replicas["kv_used"][replica] -= held_blocks(state, group, lane, slot)
+            release(state, replica, lane, slot)
         close_slot(state, lane, slot)
         state.requests["status"][request] = ABORTED
         state.control["aborted"][0] += 1

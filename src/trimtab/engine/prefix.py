@@ -173,3 +173,17 @@ def unlink(state: State, replica: int, node: int) -> None:
         replicas["lru_newest"][replica] = older
     else:
         cache["older"][replica, newer] = older
+
+
+@jit
+def forget_prefixes(state: State, replica: int) -> None:
+    """A replica that crashes comes back with an empty cache."""
+    replicas = state.replicas
+    if not state.groups["prefix_caching"][replicas["group"][replica]]:
+        return
+    for node in range(state.cache.shape[1]):
+        state.cache["blocks"][replica, node] = 0
+        state.cache["pins"][replica, node] = 0
+    replicas["kv_cached"][replica] = 0
+    replicas["lru_oldest"][replica] = NONE
+    replicas["lru_newest"][replica] = NONE

@@ -305,6 +305,67 @@ class Slo(_Section):
     e2e_ms: Positive | None = None
 
 
+# --- what goes wrong ----------------------------------------------------------------------------
+
+
+class FaultEvent(_Section):
+    """``slow`` stretches iterations by ``factor`` (1 ends it); a draining replica gets nothing new."""
+
+    at_s: NonNegative
+    replica: Annotated[int, Field(ge=0)]
+    kind: Literal["crash", "recover", "slow", "drain", "undrain"]
+    factor: Positive | None = None
+
+
+class Faults(_Section):
+    """``events`` at given times, and crashes of every replica at random: ``mtbf_s`` seconds up and
+    ``mttr_s`` seconds down (means, exponential).
+
+    What a crash loses is tried again elsewhere ``retries`` times, after ``backoff_s`` that doubles each
+    time. Routers see a crash or recovery ``health_delay_s`` late. ``breaker_failures`` failed attempts in
+    a row keep routers off a replica for ``breaker_open_s``.
+    """
+
+    events: list[FaultEvent] = []
+    mtbf_s: Positive | None = None
+    mttr_s: Positive | None = None
+    retries: Annotated[int, Field(ge=0)] = 2
+    backoff_s: NonNegative = 0.5
+    health_delay_s: NonNegative = 0.0
+    breaker_failures: Count | None = None
+    breaker_open_s: Positive = 10.0
+
+
+class Admission(_Section):
+    """A request is rejected when ``max_outstanding_per_replica`` requests are outstanding per accepting
+    replica, or when ``rate_qps`` (in bursts of up to ``burst``) is exceeded.
+
+    Clients give up when the first token takes longer than ``ttft_timeout_s`` or the answer ``timeout_s``.
+    """
+
+    max_outstanding_per_replica: Positive | None = None
+    rate_qps: Positive | None = None
+    burst: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    timeout_s: Positive | None = None
+    ttft_timeout_s: Positive | None = None
+
+
+class RequestClass(_Section):
+    """A share of the requests. ``priority`` (smaller first) is for scheduler policy "priority".
+
+    ``slo`` and timeouts replace the scenario's; the class is rejected from the share ``shed_at`` of
+    admission.max_outstanding_per_replica on.
+    """
+
+    name: str
+    share: Positive
+    priority: int = 0
+    slo: Slo | None = None
+    timeout_s: Positive | None = None
+    ttft_timeout_s: Positive | None = None
+    shed_at: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
 class Scenario(_Section):
     """One run, complete. Same scenario, same seed: same result, bit for bit."""
 
@@ -315,6 +376,9 @@ class Scenario(_Section):
     replicas: Annotated[list[ReplicaGroup], Field(min_length=1)] = [ReplicaGroup()]
     router: RouterConfig = RouterConfig()
     slo: Slo = Slo()
+    faults: Faults = Faults()
+    admission: Admission = Admission()
+    classes: list[RequestClass] = []
     time_limit_s: Positive | None = None
 
     @model_validator(mode="before")

@@ -1,0 +1,75 @@
+"""What each class of requests got, and how evenly: a row per class, and Jain's index over classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.engine.dtypes import Status
+
+if TYPE_CHECKING:
+    from trimtab.result import Result
+
+UNKNOWN = float("nan")
+
+
+def class_rows(result: Result) -> dict[str, NDArray[Any]]:
+    """One array of length C per column: what a class asked, how it ended, latencies (ms), goodput.
+
+    ``served_share`` is tokens of completed requests / tokens asked for; ``goodput`` completed requests
+    inside the class's SLO per second of the run.
+    """
+    from trimtab.report.metrics import meets_slo, span
+
+    table = result.requests
+    good = meets_slo(result)
+    start, end = span(result)
+    rows = []
+    for index, one in enumerate(result.scenario.classes):
+        mine = table["klass"] == index
+        done = mine & (table["status"] == Status.FINISHED)
+        ttft = 1e3 * (table["first_token"][done] - table["arrival"][done])
+        total = 1e3 * (table["finished"][done] - table["arrival"][done])
+        rows.append(
+            {
+                "class": one.name,
+                "requests": int(mine.sum()),
+                "completed": int(done.sum()),
+                "crashed": int((table["status"][mine] == Status.FAILED).sum()),
+                "aborted": int((table["status"][mine] == Status.ABORTED).sum()),
+                "rejected": int((table["status"][mine] == Status.REJECTED).sum()),
+                "served_share": served_share(table, mine),
+                "p50_ttft_ms": _quantile(ttft, 0.5),
+                "p99_ttft_ms": _quantile(ttft, 0.99),
+                "p99_e2el_ms": _quantile(total, 0.99),
+                "slo_attainment": float(good[mine].mean()) if mine.any() else UNKNOWN,
+                "goodput": float(good[mine].sum()) / (end - start) if end > start else UNKNOWN,
+            }
+        )
+    names = rows[0] if rows else {}
+    return {name: np.array([row[name] for row in rows]) for name in names}
+
+
+def class_fairness(result: Result) -> float:
+    """Jain's index of the classes' served shares; NaN with fewer than two classes."""
+    count = len(result.scenario.classes)
+    if count < 2:
+        return UNKNOWN
+    table = result.requests
+    shares = np.array([served_share(table, table["klass"] == index) for index in range(count)])
+    shares = shares[~np.isnan(shares)]
+    squares = float((shares**2).sum())
+    return float(shares.sum()) ** 2 / (len(shares) * squares) if squares > 0 else UNKNOWN
+
+
+def served_share(table: NDArray[Any], mine: NDArray[np.bool_]) -> float:
+    """Tokens of the completed among ``mine`` / tokens that they all asked for."""
+    tokens = (table["prefill_tokens"] + table["decode_tokens"])[mine]
+    asked = int(tokens.sum())
+    return float(tokens[table["status"][mine] == Status.FINISHED].sum()) / asked if asked else UNKNOWN
+
+
+def _quantile(values: NDArray[np.float64], share: float) -> float:
+    return float(np.quantile(values, share)) if len(values) else UNKNOWN

@@ -131,7 +131,7 @@ def test_classes_are_drawn_by_share_and_carry_their_limits() -> None:
         ),
         (
             {"faults": {"events": [{"at_s": 1, "replica": 0, "kind": "crush"}]}},
-            "scenario: unknown faults.events.0.kind 'crush'; known: crash, drain, recover, slow, undrain. "
+            "scenario: unknown faults.events.0.kind 'crush'; allowed: crash, drain, recover, slow, undrain. "
             "Did you mean 'crash'?",
         ),
     ],

@@ -114,7 +114,5 @@ def _random_crashes(scenario: Scenario, requests: NDArray[Any]) -> list[tuple[fl
         drawn = np.random.default_rng(stream).standard_exponential((count, 2))
         times = np.cumsum(drawn * [faults.mtbf_s, faults.mttr_s])
         kinds = np.tile([int(Fault.CRASH), int(Fault.RECOVER)], count)
-        events += [
-            (at, kind, replica, 1.0) for at, kind in zip(times.tolist(), kinds.tolist(), strict=True)
-        ]
+        events += [(at, kind, replica, 1.0) for at, kind in zip(times.tolist(), kinds.tolist(), strict=True)]
     return events

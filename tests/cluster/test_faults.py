@@ -108,7 +108,11 @@ def test_every_request_ends_and_replicas_end_empty(drawn: tuple[Cluster, OracleC
 def test_faults_that_do_nothing_change_nothing(cluster: Cluster) -> None:
     """Watched, but unharmed: bit for bit the run without. The oracle without faults says the same."""
     calm = OracleConditions(
-        faults=[OracleFault(1.5, "slow", 0, 1.0), OracleFault(2.5, "recover", 0), OracleFault(3.5, "check", 0)],
+        faults=[
+            OracleFault(1.5, "slow", 0, 1.0),
+            OracleFault(2.5, "recover", 0),
+            OracleFault(3.5, "check", 0),
+        ],
         classes=[OracleClass(timeout=1e9, ttft_timeout=1e9, limit=1e9)],
     )
     plain = run_engine(cluster.requests, cluster.replicas, cluster.router)
@@ -257,7 +261,9 @@ def test_admission_counts_what_is_outstanding() -> None:
 
 def test_a_python_router_sees_who_accepts() -> None:
     """Its choice of a replica that does not accept goes to the next that does."""
-    table = request_table([{"arrival": float(at), "prefill_tokens": 2, "decode_tokens": 1} for at in range(4)])
+    table = request_table(
+        [{"arrival": float(at), "prefill_tokens": 2, "decode_tokens": 1} for at in range(4)]
+    )
     tables = replace(plain_tables(), kv_write_s=np.zeros(4097))
     fleets = [fleet_of(OracleReplica(tables=tables))] * 3
     faults = [OracleFault(0.5, "crash", 0), OracleFault(2.5, "recover", 0)]

@@ -1,8 +1,8 @@
 """A slow, obvious cluster simulator in plain Python: what the compiled engine must equal.
 
 Nothing here is clever. ``parts`` says what a request, a batch and a replica are, ``schedulers`` how a
-replica forms its next batch, ``loop`` what happens when, ``faults`` what goes wrong. See ``loop`` for the order of events that
-fall on the same instant.
+replica forms its next batch, ``loop`` what happens when, ``faults`` what goes wrong. See ``loop`` for
+the order of events that fall on the same instant.
 """
 
 from oracle.faults import OracleClass, OracleConditions, OracleFault, simulate_faults

@@ -78,7 +78,11 @@ class Health:
 
 class FaultyCluster(Cluster):
     def __init__(
-        self, requests: list[Request], settings: list[OracleReplica], router: str, conditions: OracleConditions
+        self,
+        requests: list[Request],
+        settings: list[OracleReplica],
+        router: str,
+        conditions: OracleConditions,
     ):
         super().__init__(requests, settings, router)
         self.conditions = conditions

@@ -180,7 +180,7 @@ def abort(state: State, request: int, for_first_token: bool, now: float) -> int:
     status, replica = requests["status"][request], requests["replica"][request]
     if for_first_token and not math.isnan(requests["first_token"][request]):
         return NONE
-    if status == HELD or status == RETRYING:
+    if status in (HELD, RETRYING):
         if status == HELD:
             control["held"][0] -= 1
         close(state, request, ABORTED, now)

@@ -153,7 +153,7 @@ def advance(state: State, until: float) -> int:
                 if state.replicas["aborting"][replica] > 0:
                     leave_aborting(state, replica)
                 settle(state, replica, now)
-            elif kind == TIMEOUT or kind == FIRST_TOKEN_TIMEOUT:
+            elif kind in (TIMEOUT, FIRST_TOKEN_TIMEOUT):
                 replica = abort(state, replica, kind == FIRST_TOKEN_TIMEOUT, now)
                 if replica != NONE:
                     settle(state, replica, now)

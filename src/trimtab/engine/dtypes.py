@@ -59,6 +59,7 @@ REPLICA = np.dtype(
         ("group", "i8"),
         ("speed", "f8"),  # relative to the fleet's fastest, (0, 1]
         ("pool", "i8"),  # lane of the requests that are in no batch
+        ("accepting", "i8"),  # 1: routers may choose it (seen up, not draining, breaker closed)
         # queue
         ("queue_head", "i8"),
         ("queue_tail", "i8"),
@@ -75,6 +76,8 @@ REPLICA = np.dtype(
         ("lru_newest", "i8"),
         # batches in flight
         ("in_flight", "i8"),
+        ("slow", "f8"),  # iterations last this many times as long
+        ("aborting", "i8"),  # requests that leave when their batch ends
         ("forming", "i8"),  # 1: a FORM event of this instant is due
         ("batch_head", "i8"),  # oldest batch, index in its ring
         ("waiting_iters", "i8"),  # lightllm: decode iterations since a prefill
@@ -98,10 +101,7 @@ REPLICA = np.dtype(
         ("seen_up", "i8"),  # 1: the last health check found it up
         ("draining", "i8"),  # 1: it gets nothing new
         ("open", "i8"),  # 1: its circuit breaker is open
-        ("accepting", "i8"),  # 1: routers may choose it (seen up, not draining, breaker closed)
         ("failures", "i8"),  # attempts that failed since one succeeded
-        ("aborting", "i8"),  # requests that leave when their batch ends
-        ("slow", "f8"),  # iterations last this many times as long
         ("crashes", "i8"),
         ("down_since", "f8"),  # s
         ("down", "f8"),  # s, of downtimes that have ended

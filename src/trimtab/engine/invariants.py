@@ -8,7 +8,6 @@ from trimtab.engine.dtypes import NEVER, NONE, Scheduler, Status
 from trimtab.engine.lanes import held_blocks
 from trimtab.engine.state import State
 
-
 AT_A_REPLICA = (Status.WAITING, Status.RUNNING, Status.ABORTING)
 ENDS = {
     "finished": Status.FINISHED,
@@ -66,7 +65,9 @@ def check_blocks(state: State, replica: int, lanes: range) -> None:
     running = sum(int(state.lanes["count"][lane]) for lane in lanes)
     assert row["running"] == running
     assert row["outstanding"] == row["waiting"] + row["running"]
-    assert row["up"] or row["outstanding"] == row["in_flight"] == row["kv_used"] == row["pending_prefill"] == 0
+    assert (
+        row["up"] or row["outstanding"] == row["in_flight"] == row["kv_used"] == row["pending_prefill"] == 0
+    )
     assert row["aborting"] == (at_home & (state.requests["status"] == Status.ABORTING)).sum()
     assert row["outstanding"] == (at_home & np.isin(state.requests["status"], AT_A_REPLICA)).sum()
     assert row["accepting"] == (row["seen_up"] and not row["draining"] and not row["open"])

@@ -1,16 +1,15 @@
-"""What each class of requests got, and how evenly: a row per class, and Jain's index over classes."""
+"""What each class of requests asked for and what it got: a row per class."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.engine.dtypes import Status
-
-if TYPE_CHECKING:
-    from trimtab.result import Result
+from trimtab.report.metrics import meets_slo, served_share, span
+from trimtab.result import Result
 
 UNKNOWN = float("nan")
 
@@ -21,8 +20,6 @@ def class_rows(result: Result) -> dict[str, NDArray[Any]]:
     ``served_share`` is tokens of completed requests / tokens asked for; ``goodput`` completed requests
     inside the class's SLO per second of the run.
     """
-    from trimtab.report.metrics import meets_slo, span
-
     table = result.requests
     good = meets_slo(result)
     start, end = span(result)
@@ -50,25 +47,6 @@ def class_rows(result: Result) -> dict[str, NDArray[Any]]:
         )
     names = rows[0] if rows else {}
     return {name: np.array([row[name] for row in rows]) for name in names}
-
-
-def class_fairness(result: Result) -> float:
-    """Jain's index of the classes' served shares; NaN with fewer than two classes."""
-    count = len(result.scenario.classes)
-    if count < 2:
-        return UNKNOWN
-    table = result.requests
-    shares = np.array([served_share(table, table["klass"] == index) for index in range(count)])
-    shares = shares[~np.isnan(shares)]
-    squares = float((shares**2).sum())
-    return float(shares.sum()) ** 2 / (len(shares) * squares) if squares > 0 else UNKNOWN
-
-
-def served_share(table: NDArray[Any], mine: NDArray[np.bool_]) -> float:
-    """Tokens of the completed among ``mine`` / tokens that they all asked for."""
-    tokens = (table["prefill_tokens"] + table["decode_tokens"])[mine]
-    asked = int(tokens.sum())
-    return float(tokens[table["status"][mine] == Status.FINISHED].sum()) / asked if asked else UNKNOWN
 
 
 def _quantile(values: NDArray[np.float64], share: float) -> float:

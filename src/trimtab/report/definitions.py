@@ -158,7 +158,9 @@ SCALARS: dict[str, Definition] = {
     "rejected": Definition("requests", "rejected", "requests that admission control turned away"),
     "aborted": Definition("requests", "aborted", "requests whose client gave up waiting"),
     "crashed": Definition(
-        "requests", "crashed", "requests lost to a crash, or to a fleet that never came back, with no retry left"
+        "requests",
+        "crashed",
+        "requests lost to a crash, or to a fleet that never came back, with no retry left",
     ),
     "retries": Definition("", "retries", "further attempts after a crash, all requests"),
     "duration": Definition("s", "duration", "first arrival to the end of the run (the last completion)"),

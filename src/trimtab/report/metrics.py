@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from trimtab.engine.dtypes import ITL_BINS, ITL_GAMMA, ITL_LOWEST, Status
 from trimtab.report.definitions import FAMILIES, MEASURES, QUANTILES, REPLICA_COLUMNS, STATISTICS
-from trimtab.report.classes import class_fairness
 from trimtab.report.load import evenness, while_arriving
 from trimtab.result import Result
 from trimtab.scenario import Slo
@@ -234,6 +233,25 @@ def _availability(result: Result) -> float:
     since = np.where(replicas["up"] == 0, np.maximum(end - replicas["down_since"], 0.0), 0.0)
     down = float(np.minimum(replicas["down"] + since, end - start).sum())
     return 1.0 - _ratio(down, (end - start) * len(replicas)) if end > start else UNKNOWN
+
+
+def class_fairness(result: Result) -> float:
+    """Jain's index of the classes' served shares; NaN with fewer than two classes."""
+    count = len(result.scenario.classes)
+    if count < 2:
+        return UNKNOWN
+    table = result.requests
+    shares = np.array([served_share(table, table["klass"] == index) for index in range(count)])
+    shares = shares[~np.isnan(shares)]
+    squares = float((shares**2).sum())
+    return float(shares.sum()) ** 2 / (len(shares) * squares) if squares > 0 else UNKNOWN
+
+
+def served_share(table: NDArray[Any], mine: NDArray[np.bool_]) -> float:
+    """Tokens of the completed among ``mine`` / tokens that they all asked for."""
+    tokens = (table["prefill_tokens"] + table["decode_tokens"])[mine]
+    asked = int(tokens.sum())
+    return float(tokens[table["status"][mine] == Status.FINISHED].sum()) / asked if asked else UNKNOWN
 
 
 def _ratio(top: float, bottom: float) -> float:

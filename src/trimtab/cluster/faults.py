@@ -19,7 +19,7 @@ from trimtab.engine.record import touch
 from trimtab.engine.state import State
 
 BATCH_END, FAULT, BREAKER = int(Event.BATCH_END), int(Event.FAULT), int(Event.BREAKER)
-ARRIVAL = int(Event.ARRIVAL)
+ARRIVAL, FIRST_TOKEN_TIMEOUT = int(Event.ARRIVAL), int(Event.FIRST_TOKEN_TIMEOUT)
 CRASH, RECOVER, SLOW = int(Fault.CRASH), int(Fault.RECOVER), int(Fault.SLOW)
 DRAIN, UNDRAIN = int(Fault.DRAIN), int(Fault.UNDRAIN)
 WAITING, RUNNING, ABORTING = int(Status.WAITING), int(Status.RUNNING), int(Status.ABORTING)
@@ -30,12 +30,22 @@ GOLDEN = 0.618033988749895  # a retry moves the request's coin on by this
 
 
 @jit
-def befall(state: State, kind: int, who: int, now: float) -> None:
-    """The next fault of the list, or a breaker (``who``: its replica) that closes."""
+def befall(state: State, kind: int, who: int, now: float) -> int:
+    """An event from outside: the next fault of the list, a breaker (``who``: its replica) that closes, or
+    a client (``who``: its request) that gives up. Returns the replica that may now form a batch, or NONE."""
+    if kind == FAULT:
+        strike(state, who, now)
+        return NONE
     if kind == BREAKER:
         state.replicas["open"][who] = 0
         refresh(state, who, now)
-        return
+        return NONE
+    return abort(state, who, kind == FIRST_TOKEN_TIMEOUT, now)
+
+
+@jit
+def strike(state: State, who: int, now: float) -> None:
+    """Fault number ``who`` of the list happens, and the next one is due."""
     faults, replicas = state.faults, state.replicas
     what, replica = faults["kind"][who], faults["replica"][who]
     if who + 1 < len(faults):

@@ -8,7 +8,7 @@ their batches (lower first), then load samples. ``tests/cluster/test_event_order
 from __future__ import annotations
 
 from trimtab.cluster.entrance import all_closed, choose_anew, enters, give_up, outside, reachable
-from trimtab.cluster.faults import abort, attempt_failed, befall, leave_aborting
+from trimtab.cluster.faults import attempt_failed, befall, leave_aborting
 from trimtab.engine.batches import begin, land, launch
 from trimtab.engine.dtypes import NONE, Event, Outcome, Scheduler
 from trimtab.engine.heap import drop_first, push
@@ -25,7 +25,6 @@ from trimtab.schedulers.vllm import form_vllm
 from trimtab.schedulers.vllm_v1 import form_vllm_v1
 
 BATCH_END, ARRIVAL, FORM = int(Event.BATCH_END), int(Event.ARRIVAL), int(Event.FORM)
-TIMEOUT, FIRST_TOKEN_TIMEOUT = int(Event.TIMEOUT), int(Event.FIRST_TOKEN_TIMEOUT)
 DONE, PAUSED, ASKING = int(Outcome.DONE), int(Outcome.PAUSED), int(Outcome.ASKING)
 OUTSIDE = int(Router.OUTSIDE)
 VLLM, SARATHI = int(Scheduler.VLLM), int(Scheduler.SARATHI)
@@ -147,18 +146,17 @@ def advance(state: State, until: float) -> int:
             if kind == FORM:
                 state.replicas["forming"][replica] = 0
                 schedule(state, replica, now)
-            elif kind == BATCH_END:
+                continue
+            if kind == BATCH_END:
                 touch(state, replica, now)
                 land(state, replica, now)
                 if state.replicas["aborting"][replica] > 0:
                     leave_aborting(state, replica)
-                settle(state, replica, now)
-            elif kind in (TIMEOUT, FIRST_TOKEN_TIMEOUT):
-                replica = abort(state, replica, kind == FIRST_TOKEN_TIMEOUT, now)
-                if replica != NONE:
-                    settle(state, replica, now)
             else:
-                befall(state, kind, replica, now)
+                replica = befall(state, kind, replica, now)
+                if replica == NONE:
+                    continue
+            settle(state, replica, now)
             continue
         if arrives:
             control["next_arrival"][0] = following + 1

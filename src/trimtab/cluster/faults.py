@@ -12,7 +12,7 @@ from trimtab.engine.batches import release_static, ring_size
 from trimtab.engine.dtypes import NEVER, NONE, Event, Fault, Scheduler, Status
 from trimtab.engine.heap import drop_all, push
 from trimtab.engine.jit import jit
-from trimtab.engine.lanes import close_slot, forget_decode, pool_of, release, wake_next_turn
+from trimtab.engine.lanes import close_slot, forget_decode, lanes_per_replica, release, wake_next_turn
 from trimtab.engine.prefix import forget_prefixes
 from trimtab.engine.queue import unlink
 from trimtab.engine.record import touch
@@ -81,8 +81,7 @@ def crash(state: State, replica: int, now: float) -> None:
         refresh(state, replica, now)
     drop_batches(state, replica, now)
     forget_prefixes(state, replica)
-    lanes_per_replica = len(state.lanes) // len(state.replicas)
-    for lane in range(pool_of(state, replica), pool_of(state, replica) + lanes_per_replica):
+    for lane in range(replica * lanes_per_replica(state), (replica + 1) * lanes_per_replica(state)):
         empty_lane(state, replica, lane, now)
     request = replicas["queue_head"][replica]
     while request != NONE:
@@ -203,11 +202,10 @@ def abort(state: State, request: int, for_first_token: bool, now: float) -> int:
         let_go(state, replica, request)
         close(state, request, ABORTED, now)
         return replica
-    lanes_per_replica = len(state.lanes) // len(state.replicas)
     requests["status"][request] = ABORTING
     state.replicas["aborting"][replica] += 1
     wake_next_turn(state, request, now)
-    for lane in range(pool_of(state, replica), pool_of(state, replica) + lanes_per_replica):
+    for lane in range(replica * lanes_per_replica(state), (replica + 1) * lanes_per_replica(state)):
         leave_lane(state, replica, lane)
     return replica
 
@@ -225,8 +223,7 @@ def let_go(state: State, replica: int, request: int) -> None:
 @jit
 def leave_aborting(state: State, replica: int) -> None:
     """After a batch end: the given-up requests that no other batch computes leave."""
-    lanes_per_replica = len(state.lanes) // len(state.replicas)
-    for lane in range(pool_of(state, replica), pool_of(state, replica) + lanes_per_replica):
+    for lane in range(replica * lanes_per_replica(state), (replica + 1) * lanes_per_replica(state)):
         leave_lane(state, replica, lane)
 
 

@@ -13,10 +13,12 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracle.faults import OracleClass, OracleConditions, OracleFault
-from oracle.parts import OracleReplica, request_table
+from oracle.parts import OracleReplica, request_table, requests_of
 from oracle.schedulers import SCHEDULERS, blocks_for
 
+from trimtab.engine.dtypes import NONE
 from trimtab.exectime.tables import ExecTables
+from trimtab.workload import Traffic
 
 ROUTERS = ("replay", "random", "round_robin", "least_outstanding", "vidur_lor")
 
@@ -28,6 +30,7 @@ class Cluster:
     requests: Any
     replicas: list[OracleReplica]
     router: str
+    traffic: Traffic | None = None
 
     def __repr__(self) -> str:
         """Short enough to read when hypothesis prints a failing example."""
@@ -47,7 +50,11 @@ class Cluster:
             | {"tables": replica.tables.source}
             for replica in self.replicas
         ]
-        return f"Cluster(router={self.router!r}, requests={rows}, replicas={settings})"
+        paths = ""
+        if self.traffic is not None:
+            served = requests_of(self.requests, self.traffic.path_node, self.traffic.path_tokens)
+            paths = f", paths={[(request.path, request.grows) for request in served]}"
+        return f"Cluster(router={self.router!r}, requests={rows}{paths}, replicas={settings})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(repr(self))
@@ -225,12 +232,87 @@ def conditions(draw: st.DrawFn, num_replicas: int, last: float) -> OracleConditi
 
 @st.composite
 def troubled(
-    draw: st.DrawFn, schedulers: tuple[str, ...] = tuple(SCHEDULERS)
+    draw: st.DrawFn,
+    schedulers: tuple[str, ...] = tuple(SCHEDULERS),
+    peaceful: st.SearchStrategy[Cluster] | None = None,
 ) -> tuple[Cluster, OracleConditions]:
     """A cluster and what befalls it; requests belong to the classes of the conditions."""
-    cluster = draw(clusters(schedulers=schedulers))
+    cluster = draw(peaceful if peaceful is not None else clusters(schedulers=schedulers))
     last = draw(st.sampled_from([5.0, 20.0, 60.0]))
     drawn = draw(conditions(len(cluster.replicas), last))
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     cluster.requests["klass"] = rng.integers(len(drawn.classes), size=len(cluster.requests))
     return cluster, drawn
+
+
+# --- what prompts share -------------------------------------------------------------------------
+
+
+@st.composite
+def forests(draw: st.DrawFn, most: int = 6) -> list[tuple[int, int]]:
+    """(parent or -1, tokens) of each node; parents come first."""
+    count = draw(st.integers(1, most))
+    return [(draw(st.integers(-1, node - 1)), draw(st.integers(1, 30))) for node in range(count)]
+
+
+def path_to(forest: list[tuple[int, int]], node: int) -> list[tuple[int, int]]:
+    """(node, tokens) from the root to ``node``, all tokens of each."""
+    path: list[tuple[int, int]] = []
+    while node >= 0:
+        path.insert(0, (node, forest[node][1]))
+        node = forest[node][0]
+    return path
+
+
+@st.composite
+def traffics(draw: st.DrawFn, num_replicas: int, most: int = 16) -> Traffic:
+    """Conversations, and single requests whose prompts go part of the way down a random forest."""
+    table = draw(request_tables(num_replicas, most=most))
+    forest = draw(forests())
+    num_nodes = len(forest)
+    paths: list[list[tuple[int, int]]] = [[] for _ in table]
+    followers = set(table["next_turn"][table["next_turn"] != NONE].tolist())
+    for row in range(len(table)):
+        if row in followers:
+            continue
+        path = path_to(forest, draw(st.integers(-1, len(forest) - 1)))
+        conversation = draw(st.booleans())
+        if path and not conversation and draw(st.booleans()):
+            path[-1] = (path[-1][0], draw(st.integers(1, path[-1][1])))
+        ahead = sum(tokens for _, tokens in path)
+        if conversation:  # its own node goes on with every turn
+            history = 0
+            turn = row
+            while turn != NONE:
+                history += int(table["prefill_tokens"][turn])
+                table["grows"][turn] = 1
+                table["prefill_tokens"][turn] = ahead + history
+                paths[turn] = [*path, (num_nodes, history)]
+                history += int(table["decode_tokens"][turn])
+                turn = int(table["next_turn"][turn])
+            num_nodes += 1
+        elif path:
+            more = draw(st.integers(0, 1)) * int(table["prefill_tokens"][row])
+            table["prefill_tokens"][row] = ahead + more
+            paths[row] = path
+    table["target"] = table["prefill_tokens"]
+    table["path_len"] = [len(path) for path in paths]
+    table["path_at"] = np.cumsum(table["path_len"]) - table["path_len"]
+    steps = np.array([step for path in paths for step in path], np.int64).reshape(-1, 2)
+    return Traffic(table, steps[:, 0].copy(), steps[:, 1].copy(), num_nodes)
+
+
+@st.composite
+def sharing_clusters(draw: st.DrawFn, prefix_caching: str = "nodes", most_stages: int = 3) -> Cluster:
+    """One or two vllm_v1 replicas with prefix caches, memory between tight and ample."""
+    num_replicas = draw(st.sampled_from([1, 1, 2]))
+    traffic = draw(traffics(num_replicas))
+    requests = traffic.requests
+    longest = int((requests["prefill_tokens"] + requests["decode_tokens"]).max())
+    replicas = []
+    for _ in range(num_replicas):
+        replica = draw(oracle_replicas(longest, ("vllm_v1",), most_stages))
+        replica.num_blocks += draw(st.sampled_from([0, 0, 5, 20]))
+        replica.prefix_caching = prefix_caching
+        replicas.append(replica)
+    return Cluster(requests, replicas, draw(st.sampled_from(ROUTERS)), traffic)

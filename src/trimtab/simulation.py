@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.cluster import Fleet, prepare, run
+from trimtab.cluster import Fleet, Signals, prepare, run
 from trimtab.cluster.run import Ask, Progress
 from trimtab.conditions import assign_classes, build_conditions
 from trimtab.engine.state import State
@@ -21,7 +21,7 @@ from trimtab.result import Group, Result
 from trimtab.routers import Router, get_router
 from trimtab.routers.view import RouterView
 from trimtab.scenario import RouterConfig, Scenario, load_scenario
-from trimtab.workload import Traffic, build_traffic
+from trimtab.workload import Traffic, build_traffic, expected_outputs
 
 PythonRouter = Callable[[RouterView], int]
 
@@ -79,12 +79,20 @@ def start(
     outside: bool = False,
     max_iterations: int | None = None,
 ) -> State:
-    """The engine's state at time zero, with the scenario's router in place."""
+    """The engine's state at time zero, with the scenario's router, and what it knows, in place."""
     config = scenario.router
     kind = Router.OUTSIDE if outside else get_router(config.name).kind
     if kind == Router.REPLAY:
         requests = _with_assignment(traffic.requests, config, sum(fleet.count for fleet in fleets))
         traffic = replace(traffic, requests=requests)
+    if config.knows != "none":
+        requests = traffic.requests.copy()
+        requests["expected_decode"] = expected_outputs(requests, config.knows, config.error, scenario.seed)
+        traffic = replace(traffic, requests=requests)
+    seen = scenario.signals
+    signals = Signals(
+        seen.refresh_s, seen.delay_s, seen.jitter, seen.count_own, seen.count_answers, seen.routers
+    )
     return prepare(
         traffic.requests,
         fleets,
@@ -93,6 +101,9 @@ def start(
         config.speed_aware,
         max_iterations,
         traffic,
+        signals,
+        config.temperature,
+        tuple(config.weights) if config.weights else None,
         build_conditions(scenario, traffic.requests),
     )
 

@@ -12,6 +12,7 @@ from trimtab.cluster import Fleet, prepare, run
 from trimtab.engine.dtypes import CLASS, FAULT, Fault, Scheduler
 from trimtab.engine.state import Conditions, State
 from trimtab.routers import Router
+from trimtab.workload import Traffic
 
 ENGINE_ROUTERS = {
     "replay": Router.REPLAY,
@@ -38,6 +39,7 @@ def fleet_of(replica: OracleReplica) -> Fleet:
         reserve_blocks=replica.max_blocks_per_sequence,
         max_waiting_iters=replica.max_waiting_iters,
         priority=replica.policy == "priority",
+        prefix_caching=replica.prefix_caching != "off",
     )
 
 
@@ -49,7 +51,11 @@ def conditions_of(given: OracleConditions) -> Conditions:
 
 
 def run_engine(
-    requests: Any, replicas: list[OracleReplica], router: str, given: OracleConditions | None = None
+    requests: Any,
+    replicas: list[OracleReplica],
+    router: str,
+    traffic: Traffic | None = None,
+    given: OracleConditions | None = None,
 ) -> State:
     """The engine's state after everything has ended."""
     state = prepare(
@@ -57,6 +63,7 @@ def run_engine(
         [fleet_of(replica) for replica in replicas],
         ENGINE_ROUTERS[router],
         speed_aware=False,
+        traffic=traffic,
         conditions=conditions_of(given or OracleConditions()),
     )
     run(state)

@@ -13,8 +13,8 @@ from strategies import Cluster, clusters
 
 
 def assert_equal(cluster: Cluster) -> None:
-    expected, iterations = simulate(cluster.requests, cluster.replicas, cluster.router)
-    state = run_engine(cluster.requests, cluster.replicas, cluster.router)
+    expected, iterations = simulate(cluster.requests, cluster.replicas, cluster.router, cluster.traffic)
+    state = run_engine(cluster.requests, cluster.replicas, cluster.router, cluster.traffic)
     table = state.requests
     assert table["replica"].tolist() == [request.replica for request in expected]
     assert table["preemptions"].tolist() == [request.preemptions for request in expected]

@@ -21,7 +21,7 @@ from oracle import (
     simulate_faults,
 )
 from oracle.schedulers import SCHEDULERS
-from strategies import Cluster, clusters, plain_tables, troubled
+from strategies import Cluster, clusters, plain_tables, sharing_clusters, troubled
 
 from trimtab.cluster import prepare, run
 from trimtab.engine.dtypes import Status
@@ -40,8 +40,9 @@ relaxed = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def assert_equal(cluster: Cluster, conditions: OracleConditions) -> State:
-    expected, iterations = simulate_faults(cluster.requests, cluster.replicas, cluster.router, conditions)
-    state = run_engine(cluster.requests, cluster.replicas, cluster.router, conditions)
+    requests, traffic = cluster.requests, cluster.traffic
+    expected, iterations = simulate_faults(requests, cluster.replicas, cluster.router, conditions, traffic)
+    state = run_engine(requests, cluster.replicas, cluster.router, traffic, conditions)
     table = state.requests
     assert [ENDS[Status(status)] for status in table["status"]] == [request.end for request in expected]
     for request in expected:
@@ -81,6 +82,13 @@ def test_every_scheduler_equals_the_oracle(scheduler: str, data: st.DataObject) 
     assert_equal(*data.draw(troubled(schedulers=(scheduler,))))
 
 
+@given(troubled(peaceful=sharing_clusters()))
+@settings(relaxed, max_examples=2 * EXAMPLES)
+def test_prefix_caches_under_faults_equal_the_oracle(drawn: tuple[Cluster, OracleConditions]) -> None:
+    replicas = assert_equal(*drawn).replicas
+    assert (replicas["kv_cached"] + replicas["kv_blank"] == replicas["kv_total"]).all()
+
+
 @given(troubled())
 @settings(relaxed, max_examples=2 * EXAMPLES)
 def test_mixed_clusters_equal_the_oracle(drawn: tuple[Cluster, OracleConditions]) -> None:
@@ -91,7 +99,7 @@ def test_mixed_clusters_equal_the_oracle(drawn: tuple[Cluster, OracleConditions]
 @settings(relaxed, max_examples=EXAMPLES)
 def test_every_request_ends_and_replicas_end_empty(drawn: tuple[Cluster, OracleConditions]) -> None:
     cluster, conditions = drawn
-    state = run_engine(cluster.requests, cluster.replicas, cluster.router, conditions)
+    state = run_engine(cluster.requests, cluster.replicas, cluster.router, given=conditions)
     ends = [int(state.control[name][0]) for name in ("finished", "failed", "aborted", "rejected")]
     assert sum(ends) == len(cluster.requests)
     assert set(state.requests["status"].tolist()) <= set(ENDS)
@@ -116,7 +124,7 @@ def test_faults_that_do_nothing_change_nothing(cluster: Cluster) -> None:
         classes=[OracleClass(timeout=1e9, ttft_timeout=1e9, limit=1e9)],
     )
     plain = run_engine(cluster.requests, cluster.replicas, cluster.router)
-    watched = run_engine(cluster.requests, cluster.replicas, cluster.router, calm)
+    watched = run_engine(cluster.requests, cluster.replicas, cluster.router, given=calm)
     for ours, theirs in ((plain.requests, watched.requests), (plain.replicas, watched.replicas)):
         for name in ours.dtype.names:  # rows have padding between the columns
             assert ours[name].tobytes() == theirs[name].tobytes(), name

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from cluster.conftest import run_engine
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import SearchStrategy
 from oracle import OracleConditions
 from oracle.schedulers import SCHEDULERS
-from strategies import Cluster, clusters, troubled
+from strategies import Cluster, clusters, sharing_clusters, troubled
 
 from trimtab.engine.dtypes import ITERATION, REPLICA, REQUEST, SAMPLE
 from trimtab.engine.jit import DEBUG
@@ -27,10 +28,10 @@ EXAMPLES = 20  # clusters per scheduler
 
 
 def fixed_clusters() -> list[Cluster]:
-    """The same for ever: ``EXAMPLES`` for each scheduler, and as many of mixed replicas."""
+    """The same for ever: ``EXAMPLES`` for each scheduler, of mixed replicas, and with prefix caches."""
     found: list[Cluster] = []
 
-    def collect(schedulers: tuple[str, ...]) -> None:
+    def collect(strategy: SearchStrategy[Cluster]) -> None:
         @settings(
             max_examples=EXAMPLES,
             derandomize=True,
@@ -39,15 +40,16 @@ def fixed_clusters() -> list[Cluster]:
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
-        @given(clusters(schedulers=schedulers))
+        @given(strategy)
         def draw(cluster: Cluster) -> None:
             found.append(cluster)
 
         draw()
 
     for scheduler in SCHEDULERS:
-        collect((scheduler,))
-    collect(tuple(SCHEDULERS))
+        collect(clusters(schedulers=(scheduler,)))
+    collect(clusters())
+    collect(sharing_clusters())
     return found
 
 
@@ -62,7 +64,7 @@ def fixed_troubles() -> list[tuple[Cluster, OracleConditions]]:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(troubled())
+    @given(troubled() | troubled(peaceful=sharing_clusters()))
     def draw(drawn: tuple[Cluster, OracleConditions]) -> None:
         found.append(drawn)
 
@@ -72,7 +74,7 @@ def fixed_troubles() -> list[tuple[Cluster, OracleConditions]]:
 
 def outcome(cluster: Cluster, conditions: OracleConditions | None = None) -> dict[str, str]:
     """Every column that the run leaves, as the hex digits of its bytes."""
-    state = run_engine(cluster.requests, cluster.replicas, cluster.router, conditions)
+    state = run_engine(cluster.requests, cluster.replicas, cluster.router, cluster.traffic, conditions)
     rows, samples = int(state.control["iterations"][0]), int(state.control["samples"][0])
     tables = {
         "requests": (state.requests, REQUEST),
@@ -118,17 +120,20 @@ def drawn() -> list[Cluster]:
 
 
 def test_the_clusters_are_worth_running(drawn: list[Cluster]) -> None:
-    """All schedulers, preemption, one to three stages, closed loops."""
+    """All schedulers, preemption, one to three stages, closed loops, prefix hits."""
     used = [replica for cluster in drawn for replica in cluster.replicas]
     assert {replica.scheduler for replica in used} == set(SCHEDULERS)
     assert {replica.num_stages for replica in used} == {1, 2, 3}
     assert any((cluster.requests["next_turn"] >= 0).any() for cluster in drawn)
     preempting = set()
+    hits = 0
     for cluster in drawn:
-        state = run_engine(cluster.requests, cluster.replicas, cluster.router)
+        state = run_engine(cluster.requests, cluster.replicas, cluster.router, cluster.traffic)
         for replica, row in zip(cluster.replicas, state.replicas, strict=True):
             if row["preemptions"]:
                 preempting.add((replica.scheduler, replica.policy))
+        hits += int(state.replicas["hit_tokens"].sum())
+    assert hits > 100
     assert {("vllm", "fcfs"), ("sarathi", "fcfs"), ("vllm_v1", "fcfs"), ("vllm_v1", "priority")} <= preempting
 
 

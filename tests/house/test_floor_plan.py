@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "trimtab"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("scenario",),
+    ("scenario", "scenario_workload"),
     ("hardware", "workload", "exectime"),
     ("engine",),
     ("routers", "schedulers"),

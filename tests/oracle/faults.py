@@ -25,6 +25,7 @@ from oracle.loop import (
 )
 from oracle.parts import Batch, Iteration, OracleReplica, Request, requests_of
 from oracle.schedulers import SCHEDULERS
+from trimtab.workload import Traffic
 
 GOLDEN = 0.618033988749895
 
@@ -220,7 +221,7 @@ class FaultyCluster(Cluster):
         replica.scheduler = SCHEDULERS[replica.settings.scheduler](replica.settings)
         for request in lost:
             request.in_flight = False
-            request.blocks = 0
+            request.blocks = request.private = 0
             if request.given_up:
                 request.end = "aborted"
             else:
@@ -286,9 +287,17 @@ class FaultyCluster(Cluster):
 
 
 def simulate_faults(
-    requests: Any, replicas: list[OracleReplica], router: str, conditions: OracleConditions
+    requests: Any,
+    replicas: list[OracleReplica],
+    router: str,
+    conditions: OracleConditions,
+    traffic: Traffic | None = None,
 ) -> tuple[list[Request], list[Iteration]]:
     """``oracle.simulate`` under ``conditions``; every request ends one way or another."""
-    cluster = FaultyCluster(requests_of(requests), replicas, router, conditions)
+    if traffic is None:
+        served = requests_of(requests)
+    else:
+        served = requests_of(requests, traffic.path_node, traffic.path_tokens)
+    cluster = FaultyCluster(served, replicas, router, conditions)
     cluster.run()
     return cluster.requests, cluster.iterations

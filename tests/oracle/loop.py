@@ -16,6 +16,7 @@ from typing import Any
 
 from oracle.parts import Batch, Iteration, OracleReplica, Request, requests_of
 from oracle.schedulers import SCHEDULERS, Scheduler
+from trimtab.workload import Traffic
 
 STAGE_END, FAULT, BREAKER, TIMEOUT, FIRST_TOKEN_TIMEOUT, ARRIVAL, FORM = range(7)
 
@@ -202,13 +203,19 @@ class Cluster:
 
 
 def simulate(
-    requests: Any, replicas: list[OracleReplica], router: str = "replay"
+    requests: Any, replicas: list[OracleReplica], router: str = "replay", traffic: Traffic | None = None
 ) -> tuple[list[Request], list[Iteration]]:
     """Serve a REQUEST table (N,) on ``replicas``; the table itself is left alone.
+
+    ``traffic`` says what the prompts of that table share; without it they share nothing.
 
     Returns the requests in table order and the iterations in the order in which they were formed.
     Raises ``Deadlock`` where a request can never be served.
     """
-    cluster = Cluster(requests_of(requests), replicas, router)
+    if traffic is None:
+        served = requests_of(requests)
+    else:
+        served = requests_of(requests, traffic.path_node, traffic.path_tokens)
+    cluster = Cluster(served, replicas, router)
     cluster.run()
     return cluster.requests, cluster.iterations

@@ -39,6 +39,7 @@ class OracleReplica:
     max_blocks_per_sequence: int = 0
     max_waiting_iters: int = 10
     policy: str = "fcfs"
+    prefix_caching: str = "off"  # vllm_v1 alone: off, nodes (as the engine), blocks (as vLLM)
 
 
 @dataclass(eq=False)
@@ -55,6 +56,8 @@ class Request:
     next_turn: int = NONE
     think: float = 0.0
     klass: int = 0
+    path: list[tuple[int, int]] = field(default_factory=list)  # (node of content, tokens of it)
+    grows: bool = False  # the answer goes on the last node of the path
 
     replica: int = NONE
     preemptions: int = 0
@@ -66,6 +69,8 @@ class Request:
     target: int = 0
     processed: int = 0
     blocks: int = 0
+    private: int = 0  # of these, blocks that no cache knows
+    hit_tokens: int = 0  # prompt tokens found in the cache, in the last attempt
     in_flight: bool = False
 
     retries: int = 0
@@ -81,6 +86,16 @@ class Request:
     @property
     def done(self) -> bool:
         return self.processed == self.prompt + self.output
+
+    def token(self, position: int) -> tuple[object, ...]:
+        """What stands at a position of prompt and answer: equal where content is shared."""
+        start = 0
+        for index, (node, length) in enumerate(self.path):
+            endless = self.grows and index == len(self.path) - 1
+            if position < start + length or endless:
+                return (node, position - start)
+            start += length
+        return ("own", self.index, position)
 
     def preempt(self) -> None:
         """Start again later by recomputing every token so far.
@@ -170,10 +185,14 @@ def request_table(rows: Sequence[dict[str, Any]]) -> Any:
     return table
 
 
-def requests_of(table: Any) -> list[Request]:
-    """One Request per row of a REQUEST table; ``replica`` is the replay router's assignment."""
+def requests_of(table: Any, path_node: Any = (), path_tokens: Any = ()) -> list[Request]:
+    """One Request per row of a REQUEST table; ``replica`` is the replay router's assignment.
+
+    ``path_node`` and ``path_tokens`` say what the prompts share (see ``trimtab.workload.Traffic``).
+    """
     requests = []
     for index, row in enumerate(table):
+        steps = range(int(row["path_at"]), int(row["path_at"] + row["path_len"]))
         requests.append(
             Request(
                 index=index,
@@ -187,6 +206,8 @@ def requests_of(table: Any) -> list[Request]:
                 think=float(row["think"]),
                 klass=int(row["klass"]),
                 target=int(row["prefill_tokens"]),
+                path=[(int(path_node[step]), int(path_tokens[step])) for step in steps],
+                grows=bool(row["grows"]),
             )
         )
     return requests

@@ -8,11 +8,7 @@ A request in flight is in no list that ``next_batch`` may take from.
 from __future__ import annotations
 
 from oracle.parts import Batch, Entry, OracleReplica, Request
-
-
-def blocks_for(tokens: int, block_size: int) -> int:
-    """KV blocks that hold ``tokens``."""
-    return -(-tokens // block_size)
+from oracle.prefix import CACHES, blocks_for
 
 
 class Scheduler:
@@ -42,7 +38,10 @@ class Scheduler:
 
     def leave(self, request: Request) -> None:
         """A client gave up: its request, which is not in flight, goes wherever it is."""
-        for group in (self.waiting, self.running, self.idle):
+        if request in self.waiting:
+            self.waiting.remove(request)
+            return
+        for group in (self.running, self.idle):
             if request in group:
                 group.remove(request)
         self.free(request)
@@ -327,7 +326,13 @@ class VllmV1(Scheduler):
     is preempted, and nothing is admitted in that step. A victim in flight cannot be preempted: the
     step ends and waits for it. (vLLM takes its blocks at once. Choosing another victim instead lets
     two long prompts in a pipeline preempt each other for ever.)
+
+    With ``prefix_caching`` an admitted request starts behind the blocks of its prompt that are cached.
     """
+
+    def __init__(self, settings: OracleReplica):
+        super().__init__(settings)
+        self.cache = CACHES[settings.prefix_caching](settings)
 
     def enqueue(self, request: Request) -> None:
         self.waiting.append(request)
@@ -345,15 +350,33 @@ class VllmV1(Scheduler):
             if self.continue_running():
                 self.admit_waiting()
             if self.entries:
+                self.cache.settle()
                 return Batch(self.entries)
             if len(self.waiting) == before:
                 return None
 
     def end_batch(self, batch: Batch) -> None:
-        for entry in batch.entries:
-            if entry.request.done:
-                self.running.remove(entry.request)
-                self.free(entry.request)
+        """Decodes are done with before prompts."""
+        for entry in sorted(batch.entries, key=lambda entry: not entry.decode):
+            request = entry.request
+            if not entry.decode and request.decoding:
+                self.cache.computed(request, request.target)
+            if request.done:
+                # The last token of an answer is never fed back, so it has no KV to be found.
+                self.cache.computed(request, request.prompt + request.output - 1)
+                self.running.remove(request)
+                self.free(request)
+
+    def allocate(self, request: Request, blocks: int) -> None:
+        self.cache.take(request, blocks)
+        request.blocks += blocks
+        self.used_blocks = self.cache.used
+        assert self.used_blocks <= self.settings.num_blocks
+
+    def free(self, request: Request) -> None:
+        self.cache.leave(request)
+        request.blocks = 0
+        self.used_blocks = self.cache.used
 
     @property
     def budget_left(self) -> int:
@@ -384,10 +407,14 @@ class VllmV1(Scheduler):
 
     def admit_waiting(self) -> None:
         while self.waiting and self.budget_left > 0 and len(self.running) < self.settings.max_num_seqs:
-            entry = self.next_entry(self.waiting[0])
-            if blocks_for(self.waiting[0].target, self.settings.block_size) > self.free_blocks:
+            head = self.waiting[0]
+            if self.cache.needed(head) > self.free_blocks:
                 break
-            self.admit(self.blocks_missing(self.waiting[0], entry))
+            head.blocks = self.cache.hits(head)
+            head.processed = head.hit_tokens = head.blocks * self.settings.block_size
+            self.cache.enter(head)
+            entry = self.next_entry(head)
+            self.admit(self.blocks_missing(head, entry))
             self.entries.append(entry)
 
     def next_entry(self, request: Request) -> Entry:

@@ -16,7 +16,14 @@ def routers(as_json: JsonOption = False) -> None:
     from trimtab.routers import ROUTERS
 
     rows = [
-        {"name": info.name, "aliases": list(info.aliases), "summary": info.summary, "smallest": info.formula}
+        {
+            "name": info.name,
+            "aliases": list(info.aliases),
+            "summary": info.summary,
+            "smallest": info.formula,
+            "defaults": info.defaults,
+            "source": info.source,
+        }
         for info in ROUTERS.values()
     ]
     _paragraphs(rows, as_json)

@@ -1,5 +1,5 @@
 """The compiled cluster: the event loop that joins engine, schedulers and routers."""
 
-from trimtab.cluster.run import Fleet, prepare, run
+from trimtab.cluster.run import Fleet, Signals, prepare, run
 
-__all__ = ["Fleet", "prepare", "run"]
+__all__ = ["Fleet", "Signals", "prepare", "run"]

@@ -13,7 +13,7 @@ from trimtab.engine.heap import push
 from trimtab.engine.jit import jit
 from trimtab.engine.lanes import wake_next_turn
 from trimtab.engine.state import State
-from trimtab.routers.heuristics import choose
+from trimtab.routers.choose import choose
 
 FAULT, FIRST_TOKEN_TIMEOUT = int(Event.FAULT), int(Event.FIRST_TOKEN_TIMEOUT)
 TIMEOUT, ARRIVAL = int(Event.TIMEOUT), int(Event.ARRIVAL)

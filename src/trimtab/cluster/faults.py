@@ -16,6 +16,7 @@ from trimtab.engine.lanes import close_slot, forget_decode, lanes_per_replica, r
 from trimtab.engine.prefix import forget_prefixes
 from trimtab.engine.queue import unlink
 from trimtab.engine.record import touch
+from trimtab.engine.signals import count_answer
 from trimtab.engine.state import State
 
 BATCH_END, FAULT, BREAKER = int(Event.BATCH_END), int(Event.FAULT), int(Event.BREAKER)
@@ -86,6 +87,8 @@ def crash(state: State, replica: int, now: float) -> None:
     request = replicas["queue_head"][replica]
     while request != NONE:
         following = requests["next_waiting"][request]
+        if state.control["count_answers"][0]:
+            count_answer(state, replica, request)
         attempt_failed(state, replica, request, now)
         request = following
     replicas["queue_head"][replica] = NONE
@@ -128,6 +131,8 @@ def empty_lane(state: State, replica: int, lane: int, now: float) -> None:
         request = slots["request"][lane, slot]
         if slots["finish"][lane, slot] != NEVER:
             forget_decode(state, lane, slot)
+        if state.control["count_answers"][0]:
+            count_answer(state, replica, request)
         if state.requests["status"][request] == ABORTING:
             state.requests["status"][request] = ABORTED
             state.control["aborted"][0] += 1
@@ -214,6 +219,8 @@ def abort(state: State, request: int, for_first_token: bool, now: float) -> int:
 def let_go(state: State, replica: int, request: int) -> None:
     """Take a request that is not done out of the replica's loads."""
     replicas, requests = state.replicas, state.requests
+    if state.control["count_answers"][0]:
+        count_answer(state, replica, request)
     replicas["outstanding"][replica] -= 1
     left = requests["target"][request] - requests["processed"][request]
     replicas["pending_prefill"][replica] -= left

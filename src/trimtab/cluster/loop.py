@@ -2,7 +2,8 @@
 
 Simultaneous events: batch ends first (lower replica first), then faults (in the order of their list),
 breakers that close, clients that give up, arrivals and retries (lower request first), then replicas form
-their batches (lower first), then load samples. ``tests/cluster/test_event_order.py`` pins this.
+their batches (lower first), then load samples and routers' snapshots are taken.
+``tests/cluster/test_event_order.py`` pins this.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from trimtab.engine.invariants import check
 from trimtab.engine.jit import DEBUG, door, jit
 from trimtab.engine.queue import enqueue
 from trimtab.engine.record import sample_until, touch
+from trimtab.engine.signals import count_own, look, refresh_until
 from trimtab.engine.state import State
 from trimtab.routers import Router
 from trimtab.schedulers.lightllm import form_lightllm
@@ -95,6 +97,8 @@ def place(state: State, request: int, replica: int, now: float) -> None:
     replicas["outstanding"][replica] += 1
     replicas["pending_prefill"][replica] += requests["prefill_tokens"][request]
     replicas["expected_decode"][replica] += requests["expected_decode"][request]
+    if state.control["count_own"][0]:
+        count_own(state, replica, request)
     enqueue(state, replica, request)
     settle(state, replica, now)
 
@@ -139,6 +143,8 @@ def advance(state: State, until: float) -> int:
             return PAUSED
         if control["next_sample"][0] < now:
             sample_until(state, now)
+        if control["next_signal"][0] < now:
+            refresh_until(state, now)
         control["now"][0] = now
         if not arrives and events["kind"][0] != ARRIVAL:
             kind, replica = events["kind"][0], events["who"][0]
@@ -166,6 +172,7 @@ def advance(state: State, until: float) -> int:
             drop_first(state)
         if control["watching"][0] and not enters(state, request, now):
             continue
+        look(state, request, now)
         if control["router"][0] == OUTSIDE:
             control["asking"][0] = request
             return ASKING

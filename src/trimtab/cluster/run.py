@@ -15,14 +15,41 @@ from trimtab.engine.dtypes import GROUP, Outcome, Scheduler
 from trimtab.engine.state import NOTHING_WRONG, Conditions, State, allocate, pack_tables
 from trimtab.errors import TrimtabError
 from trimtab.exectime.tables import ExecTables
-from trimtab.routers import Router
+from trimtab.routers import ROUTERS, Router
 from trimtab.workload.content import Traffic, private
 
 MAX_ITERATIONS = 2_000_000  # recorded; beyond that only counted
+SHORTEST_REFRESH = 0.001  # s
+MOST_ON_THE_WAY = 1000  # snapshots of one router
 SLICES = 64  # of simulated time between two looks at the clock (progress, Ctrl-C)
 
 Ask = Callable[[State, int], int]
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What routers see: the fleet as it is, or (``refresh`` > 0) snapshots of it.
+
+    Each of ``routers`` takes one every ``refresh`` s, put off by up to ``jitter`` of that interval, and sees
+    it ``delay`` s later; with ``count_own`` it adds the requests that it has dispatched since, with
+    ``count_answers`` it also subtracts those that were answered since.
+    """
+
+    refresh: float = 0.0
+    delay: float = 0.0
+    jitter: float = 0.0
+    count_own: bool = True
+    count_answers: bool = False
+    routers: int = 1
+
+    @property
+    def snapshots(self) -> int:
+        """How many of one router can be on their way at once, and the visible one."""
+        return int(self.delay / self.refresh) + 3 if self.refresh else 0
+
+
+FRESH = Signals()
 
 
 @dataclass(frozen=True)
@@ -70,6 +97,27 @@ def check_fleet(fleet: Fleet) -> None:
         )
 
 
+def check_signals(signals: Signals) -> None:
+    """Snapshots must have an interval, and not thousands of them may be on their way."""
+    if not signals.refresh:
+        for name in ("delay", "jitter"):
+            if getattr(signals, name):
+                key = "delay_s" if name == "delay" else name
+                raise TrimtabError(
+                    f"signals.{key} is {getattr(signals, name):g}, but fresh signals have none; "
+                    "set signals.refresh_s > 0"
+                )
+    elif signals.refresh < SHORTEST_REFRESH:
+        raise TrimtabError(
+            f"signals.refresh_s must be 0 (fresh) or at least {SHORTEST_REFRESH:g}, got {signals.refresh:g}"
+        )
+    elif signals.delay > MOST_ON_THE_WAY * signals.refresh:
+        raise TrimtabError(
+            f"signals.delay_s must be at most {MOST_ON_THE_WAY} times refresh_s = {signals.refresh:g}, "
+            f"got {signals.delay:g}"
+        )
+
+
 def check_requests(requests: NDArray[Any], fleet: Fleet) -> None:
     """Every request must be servable by every replica, alone in an empty cache."""
     total = requests["prefill_tokens"].astype(np.int64) + requests["decode_tokens"]
@@ -94,12 +142,17 @@ def prepare(
     speed_aware: bool = True,
     max_iterations: int | None = None,
     traffic: Traffic | None = None,
+    signals: Signals = FRESH,
+    temperature: float = 0.0,
+    weights: tuple[float, ...] | None = None,
     conditions: Conditions = NOTHING_WRONG,
 ) -> State:
     """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied.
 
     ``traffic`` says what the prompts of those requests share; without it they share nothing.
+    ``temperature`` is Dynamo's; ``weights`` (prefix, queue, kv) replace those of llm-d and the gateway.
     """
+    check_signals(signals)
     groups = np.zeros(len(fleets), GROUP)
     for row, fleet in zip(groups, fleets, strict=True):
         check_fleet(fleet)
@@ -117,12 +170,34 @@ def prepare(
         [fleet.speed for fleet in fleets],
         curves,
         max_iterations,
+        signals.routers,
+        signals.snapshots,
         conditions,
     )
     state.control["router"] = int(router)
     state.control["choices"] = choices
     state.control["speed_aware"] = speed_aware
+    asks = router == Router.OUTSIDE or router in {info.kind for info in ROUTERS.values() if info.matches}
+    state.control["matching"] = asks and bool(groups["prefix_caching"].any())
+    state.control["temperature"] = temperature
+    if weights is None:
+        weights = (3.0, 2.0, 2.0) if router == Router.GIE else (2.0, 1.0, 1.0)
+    for name, weight in zip(("weight_prefix", "weight_queue", "weight_kv"), weights, strict=True):
+        state.control[name] = weight
+    if signals.refresh:
+        _install(signals, state)
     return state
+
+
+def _install(signals: Signals, state: State) -> None:
+    """Let the routers see snapshots instead of the replicas themselves."""
+    state.control["stale"] = 1
+    state.control["signal_every"] = signals.refresh
+    state.control["signal_delay"] = signals.delay
+    state.control["signal_jitter"] = signals.jitter
+    state.control["count_own"] = signals.count_own
+    state.control["count_answers"] = signals.count_own and signals.count_answers
+    state.control["next_signal"] = -1.0  # before the first event, to fix when the first ones are due
 
 
 def _fill_group(row: Any, fleet: Fleet) -> None:

@@ -157,7 +157,7 @@ def launch(state: State, replica: int, batch: int, now: float) -> None:
     """Time the batch, lay it through the pipeline stages, and announce its end."""
     batches, groups, replicas = state.batches, state.groups, state.replicas
     group = replicas["group"][replica]
-    if replicas["kv_cached"][replica] > 0:
+    if groups["prefix_caching"][group]:
         evict(state, replica)
     decodes, prefills = batches["decodes"][batch], batches["prefills"][batch]
     tokens = batches["prefill_tokens"][batch] + decodes

@@ -35,6 +35,7 @@ REQUEST = np.dtype(
         ("grows", "i8"),  # 1: its answer goes on the last node, because the next turn's prompt has it
         # what happened
         ("replica", "i8"),  # replica that serves it, or NONE; input of the replay router
+        ("view", "i8"),  # router that sent it there
         ("status", "i1"),  # Status
         ("preemptions", "i8"),  # restarts by recompute
         ("retries", "i8"),  # further attempts after a crash
@@ -74,6 +75,8 @@ REPLICA = np.dtype(
         ("kv_cached", "i8"),  # blocks of unused prefixes, evictable
         ("lru_oldest", "i8"),  # node to evict first, or NONE
         ("lru_newest", "i8"),
+        ("kv_blank", "i8"),  # free blocks that hold nothing to be hit; of these,
+        ("blank_newest", "i8"),  # the ones that came after the newest node
         # batches in flight
         ("in_flight", "i8"),
         ("slow", "f8"),  # iterations last this many times as long
@@ -105,6 +108,11 @@ REPLICA = np.dtype(
         ("crashes", "i8"),
         ("down_since", "f8"),  # s
         ("down", "f8"),  # s, of downtimes that have ended
+        # what only routers read
+        ("match", "i8"),  # tokens of the prompt being routed that its prefix cache holds
+        ("cost", "f8"),  # of the request being routed, for routers that draw by it
+        ("latency_first", "f8"),  # s per output token, arrival to end, summed over its first nine requests
+        ("latency_last", "f8"),  # of its latest request, from the tenth on
     ],
     align=True,
 )
@@ -206,6 +214,7 @@ CACHE = np.dtype(
         ("pins", "i8"),  # running requests that pass through it
         ("older", "i8"),  # neighbours in order of eviction, or NONE
         ("newer", "i8"),
+        ("blank", "i8"),  # free blocks with nothing to be hit that go before it
     ],
     align=True,
 )
@@ -243,8 +252,12 @@ CONTROL = np.dtype(
         ("admissions", "i8"),  # requests taken into service, again after each preemption
         ("router", "i8"),  # Router
         ("choices", "i8"),  # d of power of d
+        ("matching", "i8"),  # 1: the router asks for prefix matches
+        ("temperature", "f8"),  # of Dynamo's softmax over costs
+        ("weight_prefix", "f8"),  # of the llm-d scorers
+        ("weight_queue", "f8"),
+        ("weight_kv", "f8"),
         ("speed_aware", "i8"),
-        ("turn", "i8"),  # round robin
         ("asking", "i8"),  # request that waits for an outside router, or NONE
         ("next_sample", "f8"),  # s
         ("sample_every", "f8"),  # s
@@ -266,6 +279,28 @@ CONTROL = np.dtype(
         ("burst", "f8"),  # requests that may come at once
         ("bucket", "f8"),  # of these, how many may now
         ("filled", "f8"),  # s, up to where the bucket is filled
+        # what routers see (see ``signals``)
+        ("dispatched", "i8"),  # requests routed so far
+        ("view", "i8"),  # the router that is asked now
+        ("stale", "i8"),  # 1: routers see snapshots, 0: the replicas themselves
+        ("seen_at", "i8"),  # row of the visible snapshot's first replica
+        ("signal_age", "f8"),  # s since that snapshot was taken
+        ("next_signal", "f8"),  # s, when the next snapshot is due; inf when fresh
+        ("signal_every", "f8"),  # s between snapshots
+        ("signal_delay", "f8"),  # s from taking to seeing
+        ("signal_jitter", "f8"),  # share of the interval
+        ("count_own", "i8"),  # 1: a router adds what it dispatched since its snapshot
+        ("count_answers", "i8"),  # 1: and subtracts what was answered since
+    ],
+    align=True,
+)
+
+VIEW = np.dtype(
+    [
+        ("taken", "i8"),  # number of the newest snapshot; 0 is the empty fleet at the start
+        ("shown", "i8"),  # number of the visible one
+        ("next", "f8"),  # s, when the next is taken
+        ("turn", "i8"),  # round robin: next replica
     ],
     align=True,
 )

@@ -89,6 +89,9 @@ def check_cache(state: State, replica: int, lanes: range) -> None:
     row, cache = state.replicas[replica], state.cache[replica]
     pinned = cache["pins"] > 0
     assert row["kv_cached"] == cache["blocks"][~pinned].sum()
+    assert row["kv_blank"] == row["blank_newest"] + cache["blank"].sum()
+    # More where blocks went to a request that was preempted before its batch was launched.
+    assert row["kv_used"] + row["kv_cached"] + row["kv_blank"] >= row["kv_total"]
     group = int(row["group"])
     private = 0
     for lane in lanes:

@@ -20,12 +20,14 @@ from trimtab.engine.jit import jit
 from trimtab.engine.prefix import leave, publish
 from trimtab.engine.queue import requeue
 from trimtab.engine.record import record_gap
+from trimtab.engine.signals import count_answer
 from trimtab.engine.state import State
 
 FINISHED, ABORTING, ABORTED = int(Status.FINISHED), int(Status.ABORTING), int(Status.ABORTED)
 ARRIVAL = int(Event.ARRIVAL)
 STATIC = int(Scheduler.FASTER_TRANSFORMER)
 INCREMENTAL = int(Scheduler.VLLM_V1)
+KEPT_LATENCIES = 9  # for the router that goes by latency
 
 
 @jit
@@ -98,8 +100,9 @@ def release(state: State, replica: int, lane: int, slot: int) -> None:
     """Free a request's private blocks and unpin its prefix."""
     request = state.slots["request"][lane, slot]
     held = held_blocks(state, state.replicas["group"][replica], lane, slot)
-    state.replicas["kv_used"][replica] -= held - state.requests["shared"][request]
-    leave(state, replica, request)
+    private = held - state.requests["shared"][request]
+    state.replicas["kv_used"][replica] -= private
+    leave(state, replica, request, private)
 
 
 @jit
@@ -257,6 +260,11 @@ def finish(state: State, replica: int, lane: int, slot: int, now: float) -> None
     else:
         requests["finished"][request] = now
         requests["status"][request] = FINISHED
+        seconds = (now - requests["arrival"][request]) / requests["decode_tokens"][request]
+        if replicas["finished"][replica] < KEPT_LATENCIES:
+            replicas["latency_first"][replica] += seconds
+        else:
+            replicas["latency_last"][replica] = seconds
         replicas["finished"][replica] += 1
         replicas["failures"][replica] = 0
         state.control["finished"][0] += 1
@@ -264,6 +272,8 @@ def finish(state: State, replica: int, lane: int, slot: int, now: float) -> None
     replicas["running"][replica] -= 1
     replicas["outstanding"][replica] -= 1
     replicas["expected_decode"][replica] -= requests["expected_decode"][request]
+    if state.control["count_answers"][0]:
+        count_answer(state, replica, request)
     if state.groups["scheduler"][group] == STATIC:
         state.lanes["held"][lane] += state.groups["reserve"][group]
     else:

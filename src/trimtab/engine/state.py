@@ -36,6 +36,8 @@ LAYOUT = {
     "iterations": (dtypes.ITERATION, 1),  # (recorded,)
     "sample_times": (np.dtype(np.float64), 1),  # (S,) s
     "samples": (dtypes.SAMPLE, 2),  # (S, R)
+    "views": (dtypes.VIEW, 1),  # (V,) one per router in front of the fleet
+    "seen": (dtypes.REPLICA, 1),  # (V * snapshots * R,) what each router's snapshots hold; empty when fresh
     "homes": (np.dtype(np.int64), 1),  # (sessions + 1,) replica that a session sticks to, or NONE
     "itl": (np.dtype(np.int64), 1),  # (ITL_BINS,) output tokens
     "control": (dtypes.CONTROL, 1),  # (1,)
@@ -95,6 +97,8 @@ class State:
     iterations: NDArray[Any]
     sample_times: NDArray[np.float64]
     samples: NDArray[Any]
+    views: NDArray[Any]
+    seen: NDArray[Any]
     homes: NDArray[np.int64]
     itl: NDArray[np.int64]
     control: NDArray[Any]
@@ -121,9 +125,14 @@ def allocate(
     speeds: list[float],
     curves: NDArray[np.float64],
     max_iterations: int,
+    views: int = 1,
+    snapshots: int = 0,
     conditions: Conditions = NOTHING_WRONG,
 ) -> State:
-    """A fresh state at time zero. The requests are copied; per group: replicas, KV blocks, speed."""
+    """A fresh state at time zero. The requests are copied; per group: replicas, KV blocks, speed.
+
+    ``views`` routers keep ``snapshots`` of the fleet each (0: they see it as it is).
+    """
     requests = traffic.requests
     group_of = np.repeat(np.arange(len(groups)), counts)
     num_replicas = len(group_of)
@@ -140,7 +149,13 @@ def allocate(
     replicas["pool"] = np.arange(num_replicas) * lanes_per_replica
     replicas["queue_head"] = replicas["queue_tail"] = NONE
     replicas["lru_oldest"] = replicas["lru_newest"] = NONE
+    replicas["kv_blank"] = replicas["blank_newest"] = (
+        replicas["kv_total"] * groups["prefix_caching"][group_of]
+    )
     caching = bool(groups["prefix_caching"].any())
+
+    fronts = np.zeros(views, dtypes.VIEW)
+    fronts["turn"] = np.arange(views) % num_replicas
 
     control = np.zeros(1, dtypes.CONTROL)
     timed = int(np.isfinite(requests["arrival"]).sum())
@@ -157,6 +172,7 @@ def allocate(
         control["heap_size"] = 1
     requests = requests.copy()
     requests["scheduled"] = requests["first_token"] = np.nan
+    control["next_signal"] = np.inf
     return State(
         requests=requests,
         replicas=replicas,
@@ -176,6 +192,8 @@ def allocate(
         iterations=np.empty(max_iterations, dtypes.ITERATION),
         sample_times=np.zeros(SAMPLE_CAPACITY),
         samples=np.zeros((SAMPLE_CAPACITY, num_replicas), dtypes.SAMPLE),
+        views=fronts,
+        seen=np.tile(replicas, views * snapshots),
         homes=np.full(int(requests["session"].max()) + 2, NONE, np.int64),
         itl=np.zeros(dtypes.ITL_BINS, np.int64),
         control=control,

@@ -21,22 +21,29 @@ COLUMNS: dict[str, str] = {
     "kv_used": "KV blocks in use",
     "kv_free": "KV blocks free",
     "accepting": "1 where the router may send requests, 0 where it is down, draining or its breaker is open",
+    "prefix_hit_tokens": "tokens of this request's prompt that the replica's prefix cache holds",
     "speed": "relative to the fleet's fastest replica, (0, 1]",
     "group": "index of the replica group",
+    "age_of_signal": "seconds since these facts were read; 0 when signals are fresh",
 }
 
 
 class RouterView:
     """A read-only look at the cluster at the moment a request arrives.
 
-    Columns are NumPy arrays of length ``num_replicas`` (see ``COLUMNS``); ``now`` is in seconds.
-    ``prefill_tokens``, ``expected_decode``, ``session``, ``klass`` describe the request. The output
-    length is not among them: a router does not know it.
+    Columns are NumPy arrays of length ``num_replicas`` (see ``COLUMNS``): as the router that the request
+    came to sees them, which with stale signals is a snapshot and what it dispatched since. ``now`` is in
+    seconds. ``prefill_tokens``, ``expected_decode``, ``session``, ``klass`` describe the request. The
+    output length is not among them: a router knows what ``router.knows`` says, as ``expected_decode``.
     """
 
     def __init__(self, state: State):
-        self._replicas = state.replicas.view()
-        self._replicas.flags.writeable = False
+        self._table = (state.seen if state.control["stale"][0] else state.replicas).view()
+        self._table.flags.writeable = False
+        self._matches = state.replicas["match"].view()
+        self._matches.flags.writeable = False
+        self._accepting = state.replicas["accepting"].view()  # health checks have a delay of their own
+        self._accepting.flags.writeable = False
         self._requests = state.requests
         self._control = state.control
         self.request = 0
@@ -88,12 +95,16 @@ class RouterView:
 
     @property
     def kv_free(self) -> NDArray[np.int64]:
-        free: NDArray[np.int64] = self._replicas["kv_total"] - self._replicas["kv_used"]
+        free: NDArray[np.int64] = self._column("kv_total") - self._column("kv_used")
         return free
 
     @property
     def accepting(self) -> NDArray[np.int64]:
-        return self._column("accepting")
+        return self._accepting
+
+    @property
+    def prefix_hit_tokens(self) -> NDArray[np.int64]:
+        return self._matches
 
     @property
     def speed(self) -> NDArray[np.float64]:
@@ -103,6 +114,11 @@ class RouterView:
     def group(self) -> NDArray[np.int64]:
         return self._column("group")
 
+    @property
+    def age_of_signal(self) -> NDArray[np.float64]:
+        return np.broadcast_to(np.float64(self._control["signal_age"][0]), self.num_replicas)
+
     def _column(self, name: str) -> NDArray[Any]:
-        column: NDArray[Any] = self._replicas[name]
+        first = int(self._control["seen_at"][0])
+        column: NDArray[Any] = self._table[name][first : first + self.num_replicas]
         return column

@@ -13,7 +13,7 @@ from trimtab.engine.batches import add_chunk, add_decodes, drop_chunk
 from trimtab.engine.dtypes import NEVER, NONE
 from trimtab.engine.jit import jit
 from trimtab.engine.lanes import add_prefill, blocks_for, free_lane, move_slot, preempt, run_pool
-from trimtab.engine.prefix import blocks_to_pin, enter, hit_blocks
+from trimtab.engine.prefix import enter, hit_blocks
 from trimtab.engine.queue import dequeue, goes_before
 from trimtab.engine.state import State
 from trimtab.schedulers.common import (
@@ -232,8 +232,8 @@ def admit_waiting(state: State, replica: int, batch: int, now: float) -> None:
             break
         request = replicas["queue_head"][replica]
         block, target = groups["block_size"][group], state.requests["target"][request]
-        hits = hit_blocks(state, replica, request)
-        needed = blocks_for(target, block) - hits + blocks_to_pin(state, replica, request)
+        hits = hit_blocks(state, replica, request, 0)
+        needed = blocks_for(target, block) - hit_blocks(state, replica, request, 1)
         if free_blocks(state, replica) < needed:
             break
         tokens = min(target - hits * block, budget)

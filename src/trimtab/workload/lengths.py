@@ -100,15 +100,16 @@ def cap(
         raise TrimtabError(
             f"max_tokens={limit}; it must be at least 2, one token of prompt and one of output"
         )
-    limit = limit - taken
+    room = limit - taken
     total = prefill.astype(np.int64) + decode
-    excess = np.maximum(total - limit, 0)
+    excess = np.maximum(total - room, 0)
     if workload.cap == "proportional":
         decode = np.maximum(decode - np.ceil(excess * (decode / total)).astype(np.int64), 1)
         prefill = np.maximum(prefill - np.ceil(excess * (prefill / total)).astype(np.int64), 1)
     else:
         prefill = np.maximum(prefill - excess, 1)
-    return np.minimum(prefill, limit - 1), np.minimum(decode, limit - np.minimum(prefill, limit - 1))
+    prefill = np.minimum(prefill, room - 1)
+    return prefill, np.minimum(decode, room - prefill)
 
 
 def _scaled(tokens: NDArray[Any], scale: float) -> NDArray[np.int64]:

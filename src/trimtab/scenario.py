@@ -213,7 +213,7 @@ class Faults(Section):
     a row keep routers off a replica for ``breaker_open_s``.
     """
 
-    events: list[FaultEvent] = Field([])
+    events: list[FaultEvent] = Field(default=[])
     mtbf_s: Positive | None = None
     mttr_s: Positive | None = None
     retries: Annotated[int, Field(ge=0)] = 2
@@ -260,13 +260,13 @@ class Scenario(Section):
     description: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
     workload: Workload = Workload()
-    replicas: Annotated[list[ReplicaGroup], Field(min_length=1)] = Field([ReplicaGroup()])
+    replicas: Annotated[list[ReplicaGroup], Field(min_length=1)] = Field(default=[ReplicaGroup()])
     router: RouterConfig = RouterConfig()
     signals: SignalsConfig = SignalsConfig()
     slo: Slo = Slo()
     faults: Faults = Faults()
     admission: Admission = Admission()
-    classes: list[RequestClass] = Field([])
+    classes: list[RequestClass] = Field(default=[])
     time_limit_s: Positive | None = None
 
     @model_validator(mode="before")

@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
+DEMO_ROUTERS := random,round-robin,power-of-two,least-outstanding,vllm-dp,least-pending-prefill,least-kv,least-work
 
 .PHONY: help venv demo test lint bench docs clean
 .DEFAULT_GOAL := help
@@ -13,7 +14,7 @@ help:  ## this list
 venv: .venv/.core  ## environment with the package
 
 demo: .venv/.core  ## compare routers on real traffic; HTML report
-	@$(BIN)/trimtab compare azure-conv --routers all --seeds 3 --out runs/demo
+	@$(BIN)/trimtab compare azure-conv --routers $(DEMO_ROUTERS) --seeds 3 --out runs/demo
 
 test: .venv/.dev  ## all tests
 	@$(BIN)/python -m pytest -q -n 2

@@ -97,16 +97,17 @@ def version() -> None:
 
 
 def _paragraphs(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Name and aliases, the summary below, then the last field with its label."""
+    """Name and aliases, the summary below, then the other fields with their labels."""
     if as_json:
         print(json.dumps(rows, indent=1))
         return
     for row in rows:
-        name, aliases, summary, last = row.values()
+        name, aliases, summary, *_ = row.values()
         print(f"{name}  ({', '.join(aliases)})" if aliases else name)
         print(f"    {summary}")
-        if last:
-            print(f"    {list(row)[-1]}: {last}")
+        for key, value in list(row.items())[3:]:
+            if value:
+                print(f"    {key}: {value}")
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool) -> None:

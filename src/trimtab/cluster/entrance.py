@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from trimtab.engine.dtypes import Event, Status
+from trimtab.engine.dtypes import NONE, Event, Status
 from trimtab.engine.heap import push
 from trimtab.engine.jit import jit
 from trimtab.engine.lanes import wake_next_turn
@@ -98,16 +98,32 @@ def admitted(state: State, request: int, now: float) -> bool:
 @jit
 def choose_anew(state: State, request: int) -> int:
     """The router's choice; a retry goes elsewhere than last time where anybody else accepts."""
+    shunned = shun(state, request)
+    replica = choose(state, request)
+    if shunned != NONE:
+        replica = reachable(state, replica)
+        readmit(state, shunned)
+    return replica
+
+
+@jit
+def shun(state: State, request: int) -> int:
+    """Keep a retry off the replica where it failed, if any other accepts. Returns that one, or NONE."""
     requests, replicas, control = state.requests, state.replicas, state.control
+    if requests["retries"][request] == 0 or control["accepting"][0] < 2:
+        return NONE
     last = requests["replica"][request]
-    if requests["retries"][request] == 0 or control["accepting"][0] < 2 or not replicas["accepting"][last]:
-        return choose(state, request)
+    if not replicas["accepting"][last]:
+        return NONE
     replicas["accepting"][last] = 0
     control["accepting"][0] -= 1
-    replica = reachable(state, choose(state, request))
-    replicas["accepting"][last] = 1
-    control["accepting"][0] += 1
-    return replica
+    return last
+
+
+@jit
+def readmit(state: State, replica: int) -> None:
+    state.replicas["accepting"][replica] = 1
+    state.control["accepting"][0] += 1
 
 
 @jit

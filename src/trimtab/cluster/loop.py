@@ -19,7 +19,7 @@ from trimtab.engine.queue import enqueue
 from trimtab.engine.record import sample_until, touch
 from trimtab.engine.signals import count_own, look, refresh_until
 from trimtab.engine.state import State
-from trimtab.routers import Router
+from trimtab.routers import FIRST_PUBLISHED, Router
 from trimtab.schedulers.lightllm import form_lightllm
 from trimtab.schedulers.request_level import form_faster_transformer, form_orca
 from trimtab.schedulers.sarathi import form_sarathi
@@ -28,7 +28,7 @@ from trimtab.schedulers.vllm_v1 import form_vllm_v1
 
 BATCH_END, ARRIVAL, FORM = int(Event.BATCH_END), int(Event.ARRIVAL), int(Event.FORM)
 DONE, PAUSED, ASKING = int(Outcome.DONE), int(Outcome.PAUSED), int(Outcome.ASKING)
-OUTSIDE = int(Router.OUTSIDE)
+OUTSIDE, PUBLISHED = int(Router.OUTSIDE), int(FIRST_PUBLISHED)
 VLLM, SARATHI = int(Scheduler.VLLM), int(Scheduler.SARATHI)
 ORCA, LIGHTLLM = int(Scheduler.ORCA), int(Scheduler.LIGHTLLM)
 FASTER_TRANSFORMER = int(Scheduler.FASTER_TRANSFORMER)
@@ -173,7 +173,7 @@ def advance(state: State, until: float) -> int:
         if control["watching"][0] and not enters(state, request, now):
             continue
         look(state, request, now)
-        if control["router"][0] == OUTSIDE:
+        if control["router"][0] == OUTSIDE or control["router"][0] >= PUBLISHED:
             control["asking"][0] = request
             return ASKING
         place(state, request, choose_anew(state, request), now)

@@ -15,7 +15,7 @@ from trimtab.engine.dtypes import GROUP, Outcome, Scheduler
 from trimtab.engine.state import NOTHING_WRONG, Conditions, State, allocate, pack_tables
 from trimtab.errors import TrimtabError
 from trimtab.exectime.tables import ExecTables
-from trimtab.routers import ROUTERS, Router
+from trimtab.routers import FIRST_PUBLISHED, ROUTERS, Router
 from trimtab.workload.content import Traffic, private
 
 MAX_ITERATIONS = 2_000_000  # recorded; beyond that only counted
@@ -232,12 +232,17 @@ def run(
     """
     from trimtab.cluster.loop import advance, answer
 
+    go_on = advance
+    if state.control["router"][0] >= FIRST_PUBLISHED:
+        from trimtab.cluster.published import advance_published
+
+        go_on = advance_published
     started = time.thread_time()
     total = len(state.requests)
     limits = _slices(state, until)
     limit = next(limits)
     while True:
-        outcome = advance(state, limit)
+        outcome = go_on(state, limit)
         if outcome == Outcome.ASKING:
             assert ask is not None
             replica = ask(state, int(state.control["asking"][0]))

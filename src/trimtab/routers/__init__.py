@@ -41,6 +41,9 @@ class Router(IntEnum):
     BOUNDED_HASH = 26
 
 
+FIRST_PUBLISHED = Router.LEAST_BUSY  # from here on: routers of production gateways
+
+
 @dataclass(frozen=True)
 class RouterInfo:
     """``formula`` is minimised over replicas; ties go to a random one (by the request's coin).

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from oracle.faults import OracleClass, OracleConditions, OracleFault
 from oracle.parts import OracleReplica, request_table, requests_of
 from oracle.schedulers import SCHEDULERS, blocks_for
 
@@ -186,6 +187,62 @@ def clusters(
     else:
         replicas = [draw(one) for _ in range(num_replicas)]
     return Cluster(requests, replicas, draw(st.sampled_from(routers)))
+
+
+@st.composite
+def fault_lists(draw: st.DrawFn, num_replicas: int, last: float) -> list[OracleFault]:
+    """Anything at any time, in any order, while a run of about ``last`` seconds goes on."""
+    kinds = ["crash", "crash", "crash", "recover", "recover", "slow", "drain", "undrain", "check"]
+    count = draw(st.integers(0, 8))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    times = np.sort(rng.choice([0.0, last], 1) + rng.uniform(0, last, count)) if count else []
+    faults = []
+    for at in times:
+        kind, replica = draw(st.sampled_from(kinds)), int(rng.integers(num_replicas))
+        faults.append(OracleFault(float(at), kind, replica, float(rng.choice([0.5, 1.0, 3.0]))))
+        if kind == "crash" and draw(st.booleans()):
+            faults.append(OracleFault(float(at + rng.uniform(0, last / 4)), "recover", replica))
+    return sorted(faults, key=lambda fault: fault.at)
+
+
+@st.composite
+def conditions(draw: st.DrawFn, num_replicas: int, last: float) -> OracleConditions:
+    """Faults, impatient clients, admission limits and breakers, each drawn or left out."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+
+    def limit(low: float, high: float) -> float:
+        return float(rng.uniform(low, high)) if draw(st.integers(0, 3)) == 3 else np.inf
+
+    classes = [
+        OracleClass(limit(0.0, 2 * last), limit(0.0, last), float(rng.choice([2.5, 6, *[np.inf] * 6])))
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+    return OracleConditions(
+        faults=draw(fault_lists(num_replicas, last)) if draw(st.integers(0, 3)) else [],
+        classes=classes,
+        max_retries=draw(st.integers(0, 3)),
+        backoff=draw(st.sampled_from([0.0, 0.1, 2.0])),
+        health_delay=draw(st.sampled_from([0.0, 0.0, 1.0])),
+        breaker_failures=draw(st.sampled_from([0, 0, 1, 3])),
+        breaker_open=float(rng.uniform(0.1, last)),
+        rate=limit(0.2, 4.0),
+        burst=float(rng.integers(1, 4)),
+    )
+
+
+@st.composite
+def troubled(
+    draw: st.DrawFn,
+    schedulers: tuple[str, ...] = tuple(SCHEDULERS),
+    peaceful: st.SearchStrategy[Cluster] | None = None,
+) -> tuple[Cluster, OracleConditions]:
+    """A cluster and what befalls it; requests belong to the classes of the conditions."""
+    cluster = draw(peaceful if peaceful is not None else clusters(schedulers=schedulers))
+    last = draw(st.sampled_from([5.0, 20.0, 60.0]))
+    drawn = draw(conditions(len(cluster.replicas), last))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    cluster.requests["klass"] = rng.integers(len(drawn.classes), size=len(cluster.requests))
+    return cluster, drawn
 
 
 # --- what prompts share -------------------------------------------------------------------------

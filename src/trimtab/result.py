@@ -23,6 +23,7 @@ REQUEST_COLUMNS = (
     "replica",
     "status",
     "preemptions",
+    "retries",
     "scheduled",
     "first_token",
     "finished",

@@ -10,9 +10,71 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from trimtab.errors import TrimtabError, did_you_mean, unknown
+from trimtab.scenario_workload import (
+    Arrivals,
+    BurstArrivals,
+    Count,
+    DiurnalArrivals,
+    EmpiricalLengths,
+    FittedLengths,
+    FixedLengths,
+    GammaArrivals,
+    Lengths,
+    NonNegative,
+    PoissonArrivals,
+    Positive,
+    Prefixes,
+    Section,
+    Sessions,
+    StaticArrivals,
+    StepArrivals,
+    Trace,
+    TraceArrivals,
+    TraceLengths,
+    UniformLengths,
+    Workload,
+    ZipfLengths,
+)
+
+# The sections about the workload are said in ``scenario_workload`` and are part of this module all the same.
+__all__ = [
+    "Admission",
+    "Arrivals",
+    "BurstArrivals",
+    "DiurnalArrivals",
+    "EmpiricalLengths",
+    "ExecTimeConfig",
+    "FaultEvent",
+    "Faults",
+    "FittedLengths",
+    "FixedLengths",
+    "GammaArrivals",
+    "Lengths",
+    "PoissonArrivals",
+    "Prefixes",
+    "ReplicaGroup",
+    "RequestClass",
+    "RouterConfig",
+    "Scenario",
+    "SchedulerConfig",
+    "Sessions",
+    "SignalsConfig",
+    "Slo",
+    "StaticArrivals",
+    "StepArrivals",
+    "Trace",
+    "TraceArrivals",
+    "TraceLengths",
+    "UniformLengths",
+    "Workload",
+    "ZipfLengths",
+    "bundled_scenarios",
+    "load_scenario",
+    "parse",
+]
 
 BUNDLED = Path(__file__).parent / "data" / "scenarios"
 FILE_KEYS = (  # values that may name a file
@@ -22,212 +84,11 @@ FILE_KEYS = (  # values that may name a file
     ("replicas", "model"),
 )
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class _Section(BaseModel):
-    """Unknown keys are errors; values are checked on assignment."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
-
-
-# --- who asks, and when -------------------------------------------------------------------------
-
-
-class StaticArrivals(_Section):
-    """All at time zero (``qps`` unset), or one every ``1/qps`` seconds."""
-
-    kind: Literal["static"] = "static"
-    qps: Positive | None = None
-
-
-class PoissonArrivals(_Section):
-    """Exponential gaps. ``cap`` cuts a gap at ``cap/qps`` as Vidur does (3.0); off by default."""
-
-    kind: Literal["poisson"] = "poisson"
-    qps: Positive
-    cap: Positive | None = None
-
-
-class GammaArrivals(_Section):
-    """Gamma gaps with coefficient of variation ``cv`` (1 = Poisson, more = burstier)."""
-
-    kind: Literal["gamma"] = "gamma"
-    qps: Positive
-    cv: Positive = 0.5
-
-
-class TraceArrivals(_Section):
-    """The arrival times of the workload's trace, times ``time_scale`` (0.5 = twice the rate)."""
-
-    kind: Literal["trace"] = "trace"
-    time_scale: Positive = 1.0
-
-
-class DiurnalArrivals(_Section):
-    """Poisson with rate ``qps * (1 + amplitude * sin(2 pi t / period_s))``."""
-
-    kind: Literal["diurnal"] = "diurnal"
-    qps: Positive
-    amplitude: Annotated[float, Field(ge=0, le=1)] = 0.5
-    period_s: Positive = 86400.0
-
-
-class StepArrivals(_Section):
-    """Poisson with a piecewise constant rate: ``steps`` = [[start_s, qps], ...], first start 0."""
-
-    kind: Literal["step"] = "step"
-    steps: Annotated[list[tuple[NonNegative, NonNegative]], Field(min_length=1)]
-
-
-class BurstArrivals(_Section):
-    """Poisson at ``qps``, times ``factor`` for ``burst_s`` seconds out of every ``every_s``."""
-
-    kind: Literal["burst"] = "burst"
-    qps: Positive
-    factor: Positive = 4.0
-    burst_s: Positive = 10.0
-    every_s: Positive = 60.0
-
-
-Arrivals = Annotated[
-    StaticArrivals
-    | PoissonArrivals
-    | GammaArrivals
-    | TraceArrivals
-    | DiurnalArrivals
-    | StepArrivals
-    | BurstArrivals,
-    Field(discriminator="kind"),
-]
-
-
-class FixedLengths(_Section):
-    kind: Literal["fixed"] = "fixed"
-    prefill: Count = 2048
-    decode: Count = 512
-
-
-class UniformLengths(_Section):
-    """Total uniform in [min_tokens, max_tokens]; decode = ceil(total / (1 + prefill_to_decode))."""
-
-    kind: Literal["uniform"] = "uniform"
-    min_tokens: Count = 1024
-    max_tokens: Count = 4096
-    prefill_to_decode: Positive = 20.0
-
-
-class ZipfLengths(_Section):
-    """Total Zipf-distributed over [min_tokens, max_tokens] with exponent ``theta``."""
-
-    kind: Literal["zipf"] = "zipf"
-    theta: NonNegative = 0.6
-    scramble: bool = False
-    min_tokens: Count = 1024
-    max_tokens: Count = 4096
-    prefill_to_decode: Positive = 20.0
-
-
-class TraceLengths(_Section):
-    """The trace's (prefill, decode) pairs in order; ``shuffle`` draws them without replacement."""
-
-    kind: Literal["trace"] = "trace"
-    shuffle: bool = False
-    prefill_scale: Positive = 1.0
-    decode_scale: Positive = 1.0
-
-
-class EmpiricalLengths(_Section):
-    """Pairs drawn with replacement from the trace."""
-
-    kind: Literal["empirical"] = "empirical"
-    prefill_scale: Positive = 1.0
-    decode_scale: Positive = 1.0
-
-
-class FittedLengths(_Section):
-    """A joint quantile table fitted by ``trimtab workload fit``: bundled name or a .json file."""
-
-    kind: Literal["fitted"] = "fitted"
-    name: str = "azure-conv-2023"
-
-
-Lengths = Annotated[
-    FixedLengths | UniformLengths | ZipfLengths | TraceLengths | EmpiricalLengths | FittedLengths,
-    Field(discriminator="kind"),
-]
-
-
-class Trace(_Section):
-    """A trace file. ``columns`` maps arrived_at/prefill/decode/session to the file's own names.
-
-    Each of a Mooncake row's ``hash_ids`` stands for ``hash_tokens`` tokens of its prompt.
-    """
-
-    path: str
-    format: Literal["auto", "azure", "vidur", "burstgpt", "mooncake", "table"] = "auto"
-    columns: dict[str, str] | None = None
-    hash_tokens: Count = 512
-
-
-class Sessions(_Section):
-    """Conversations: every prompt is the whole history so far and the new words of the user.
-
-    A session has ``turns`` turns, on average (geometric) or always (fixed). ``lengths`` draws the new
-    prompt tokens and the answer of each turn. The next turn comes ``think_s`` seconds after the answer
-    (mean, exponential). A session ends early where its context would pass ``max_context`` tokens.
-    """
-
-    turns: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
-    law: Literal["geometric", "fixed"] = "geometric"
-    think_s: NonNegative = 10.0
-    max_context: Count = 32768
-
-
-class Prefixes(_Section):
-    """Shared beginnings of prompts, as system prompts are: ``groups`` of them, put before the drawn prompt.
-
-    A prefix has ``tokens`` tokens, or between two bounds: [least, most]. The k-th most popular one is
-    chosen with probability proportional to k^-zipf; ``share`` of all requests (of all sessions, where
-    there are sessions) have one.
-    """
-
-    groups: Count = 16
-    tokens: Count | tuple[Count, Count] = 1024
-    zipf: NonNegative = 1.0
-    share: Annotated[float, Field(ge=0, le=1)] = 1.0
-
-
-class Workload(_Section):
-    """Requests: how many, when, how long.
-
-    ``duration_s`` wins over ``num_requests``. ``max_tokens`` caps prompt plus output by cutting the
-    prompt, or both with ``cap: proportional``. ``users`` switches to a closed loop: N users, each
-    sending its next request ``think_s`` seconds (mean, exponential; 0 = at once) after its last answer;
-    arrivals are then ignored. ``sessions`` makes conversations, which ``arrivals`` start at a rate that
-    brings the requests to the one stated; ``prefixes`` gives prompts shared beginnings.
-    """
-
-    arrivals: Arrivals = PoissonArrivals(qps=10.0)
-    lengths: Lengths = FittedLengths()
-    trace: Trace | None = None
-    num_requests: Count | None = None
-    duration_s: Positive | None = None
-    max_tokens: Count | None = None
-    cap: Literal["prefill", "proportional"] = "prefill"
-    users: Count | None = None
-    think_s: NonNegative = 0.0
-    requests_per_session: Count = 1
-    sessions: Sessions | None = None
-    prefixes: Prefixes | None = None
-
 
 # --- who serves ---------------------------------------------------------------------------------
 
 
-class SchedulerConfig(_Section):
+class SchedulerConfig(Section):
     """How a replica forms its batches. Unset fields take the scheduler's own defaults.
 
     ``max_num_seqs`` requests may hold KV at once; a batch has up to ``token_budget`` tokens; a KV block
@@ -249,7 +110,7 @@ class SchedulerConfig(_Section):
     prefix_caching: bool = False
 
 
-class ExecTimeConfig(_Section):
+class ExecTimeConfig(Section):
     """Where iteration times come from.
 
     ``roofline`` needs nothing; ``forest`` fits Vidur's random forests to profile CSVs under
@@ -267,7 +128,7 @@ class ExecTimeConfig(_Section):
     max_depth: Count = 16
 
 
-class ReplicaGroup(_Section):
+class ReplicaGroup(Section):
     """``count`` identical replicas of one model on one kind of device.
 
     ``model`` is a name or the path of a Hugging Face config.json. ``tp`` devices share every layer, ``pp``
@@ -287,7 +148,7 @@ class ReplicaGroup(_Section):
     name: str | None = None
 
 
-class RouterConfig(_Section):
+class RouterConfig(Section):
     """Which replica gets the next request. ``choices`` is d of power-of-d; see `trimtab routers`.
 
     ``knows`` is what it assumes of a request's output: ``none`` (the mean of the workload), ``class-mean``
@@ -305,7 +166,7 @@ class RouterConfig(_Section):
     weights: Annotated[list[NonNegative], Field(min_length=3, max_length=3)] | None = None
 
 
-class SignalsConfig(_Section):
+class SignalsConfig(Section):
     """What routers see of the replicas. By default the state of this very moment.
 
     With ``refresh_s`` each router reads it that often, put off by up to ``jitter`` of the interval, and
@@ -322,7 +183,7 @@ class SignalsConfig(_Section):
     routers: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
-class Slo(_Section):
+class Slo(Section):
     """A request is good when it meets every bound that is set (milliseconds)."""
 
     ttft_ms: Positive | None = None
@@ -331,17 +192,81 @@ class Slo(_Section):
     e2e_ms: Positive | None = None
 
 
-class Scenario(_Section):
+# --- what goes wrong ----------------------------------------------------------------------------
+
+
+class FaultEvent(Section):
+    """``slow`` stretches iterations by ``factor`` (1 ends it); a draining replica gets nothing new."""
+
+    at_s: NonNegative
+    replica: Annotated[int, Field(ge=0)]
+    kind: Literal["crash", "recover", "slow", "drain", "undrain"]
+    factor: Positive | None = None
+
+
+class Faults(Section):
+    """``events`` at given times, and crashes of every replica at random: ``mtbf_s`` seconds up and
+    ``mttr_s`` seconds down (means, exponential).
+
+    What a crash loses is tried again elsewhere ``retries`` times, after ``backoff_s`` that doubles each
+    time. Routers see a crash or recovery ``health_delay_s`` late. ``breaker_failures`` failed attempts in
+    a row keep routers off a replica for ``breaker_open_s``.
+    """
+
+    events: list[FaultEvent] = Field(default=[])
+    mtbf_s: Positive | None = None
+    mttr_s: Positive | None = None
+    retries: Annotated[int, Field(ge=0)] = 2
+    backoff_s: NonNegative = 0.5
+    health_delay_s: NonNegative = 0.0
+    breaker_failures: Count | None = None
+    breaker_open_s: Positive = 10.0
+
+
+class Admission(Section):
+    """A request is rejected when ``max_outstanding_per_replica`` requests are outstanding per accepting
+    replica, or when ``rate_qps`` (in bursts of up to ``burst``) is exceeded.
+
+    Clients give up when the first token takes longer than ``ttft_timeout_s`` or the answer ``timeout_s``.
+    """
+
+    max_outstanding_per_replica: Positive | None = None
+    rate_qps: Positive | None = None
+    burst: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    timeout_s: Positive | None = None
+    ttft_timeout_s: Positive | None = None
+
+
+class RequestClass(Section):
+    """A share of the requests. ``priority`` (smaller first) is for scheduler policy "priority".
+
+    ``slo`` and timeouts replace the scenario's; the class is rejected from the share ``shed_at`` of
+    admission.max_outstanding_per_replica on.
+    """
+
+    name: str
+    share: Positive
+    priority: int = 0
+    slo: Slo | None = None
+    timeout_s: Positive | None = None
+    ttft_timeout_s: Positive | None = None
+    shed_at: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class Scenario(Section):
     """One run, complete. Same scenario, same seed: same result, bit for bit."""
 
     name: str = "scenario"
     description: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
     workload: Workload = Workload()
-    replicas: Annotated[list[ReplicaGroup], Field(min_length=1)] = [ReplicaGroup()]
+    replicas: Annotated[list[ReplicaGroup], Field(min_length=1)] = Field(default=[ReplicaGroup()])
     router: RouterConfig = RouterConfig()
     signals: SignalsConfig = SignalsConfig()
     slo: Slo = Slo()
+    faults: Faults = Faults()
+    admission: Admission = Admission()
+    classes: list[RequestClass] = Field(default=[])
     time_limit_s: Positive | None = None
 
     @model_validator(mode="before")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trimtab.cluster import Fleet, Signals, prepare, run
 from trimtab.cluster.run import Ask, Progress
+from trimtab.conditions import assign_classes, build_conditions
 from trimtab.engine.state import State
 from trimtab.errors import TrimtabError
 from trimtab.fleet import build_fleets
@@ -62,6 +63,7 @@ def simulate(
             update={"router": chosen.router.model_copy(update={"name": get_router(router).name})}
         )
     traffic = build_traffic(chosen.workload, chosen.seed)
+    assign_classes(traffic.requests, chosen)
     fleets, groups = build_fleets(chosen.replicas, traffic.requests)
     state = start(chosen, traffic, fleets, outside=callable(router), max_iterations=max_iterations)
     ask = _ask_python(state, router) if callable(router) else None
@@ -102,6 +104,7 @@ def start(
         signals,
         config.temperature,
         tuple(config.weights) if config.weights else None,
+        build_conditions(scenario, traffic.requests),
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from oracle.faults import OracleConditions
 from oracle.parts import OracleReplica
 
 from trimtab.cluster import Fleet, prepare, run
-from trimtab.engine.dtypes import Scheduler
-from trimtab.engine.state import State
+from trimtab.engine.dtypes import CLASS, FAULT, Fault, Scheduler
+from trimtab.engine.state import Conditions, State
 from trimtab.routers import Router
 from trimtab.workload import Traffic
 
@@ -41,11 +43,28 @@ def fleet_of(replica: OracleReplica) -> Fleet:
     )
 
 
+def conditions_of(given: OracleConditions) -> Conditions:
+    faults = [(one.at, Fault[one.kind.upper()], one.replica, one.factor) for one in given.faults]
+    classes = [(one.timeout, one.ttft_timeout, one.limit) for one in given.classes]
+    settings = {name: value for name, value in vars(given).items() if name not in ("faults", "classes")}
+    return Conditions(faults=np.array(faults, FAULT), classes=np.array(classes, CLASS), **settings)
+
+
 def run_engine(
-    requests: Any, replicas: list[OracleReplica], router: str, traffic: Traffic | None = None
+    requests: Any,
+    replicas: list[OracleReplica],
+    router: str,
+    traffic: Traffic | None = None,
+    given: OracleConditions | None = None,
 ) -> State:
-    """The engine's state after serving everything."""
-    fleets = [fleet_of(replica) for replica in replicas]
-    state = prepare(requests, fleets, ENGINE_ROUTERS[router], speed_aware=False, traffic=traffic)
+    """The engine's state after everything has ended."""
+    state = prepare(
+        requests,
+        [fleet_of(replica) for replica in replicas],
+        ENGINE_ROUTERS[router],
+        speed_aware=False,
+        traffic=traffic,
+        conditions=conditions_of(given or OracleConditions()),
+    )
     run(state)
     return state

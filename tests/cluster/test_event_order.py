@@ -1,6 +1,7 @@
 """The order of simultaneous events, which is a decision (see ``trimtab.cluster.loop``):
 
-batch ends, lower replica first; then arrivals, lower request first; then replicas form their
+batch ends, lower replica first; then faults, breakers, clients that give up (see ``test_faults``); then
+arrivals, lower request first; then replicas form their
 batches, lower first; then load samples. Iterations here take 1 s, so that times coincide exactly.
 """
 
@@ -59,7 +60,15 @@ def batches(state: State) -> list[tuple[int, float, int, int]]:
 
 
 def test_kinds_are_ranked() -> None:
-    assert sorted(Event) == [Event.BATCH_END, Event.ARRIVAL, Event.FORM]
+    assert [event.name for event in sorted(Event)] == [
+        "BATCH_END",
+        "FAULT",
+        "BREAKER",
+        "TIMEOUT",
+        "FIRST_TOKEN_TIMEOUT",
+        "ARRIVAL",
+        "FORM",
+    ]
 
 
 @pytest.mark.parametrize("scheduler", list(Scheduler), ids=lambda one: one.name.lower())

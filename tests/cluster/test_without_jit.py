@@ -11,13 +11,15 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster.conftest import run_engine
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
+from oracle import OracleConditions
 from oracle.schedulers import SCHEDULERS
-from strategies import Cluster, clusters, sharing_clusters
+from strategies import Cluster, clusters, sharing_clusters, troubled
 
 from trimtab.engine.dtypes import ITERATION, REPLICA, REQUEST, SAMPLE
 from trimtab.engine.jit import DEBUG
@@ -51,9 +53,28 @@ def fixed_clusters() -> list[Cluster]:
     return found
 
 
-def outcome(cluster: Cluster) -> dict[str, str]:
+def fixed_troubles() -> list[tuple[Cluster, OracleConditions]]:
+    found: list[tuple[Cluster, OracleConditions]] = []
+
+    @settings(
+        max_examples=3 * EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(troubled() | troubled(peaceful=sharing_clusters()))
+    def draw(drawn: tuple[Cluster, OracleConditions]) -> None:
+        found.append(drawn)
+
+    draw()
+    return found
+
+
+def outcome(cluster: Cluster, conditions: OracleConditions | None = None) -> dict[str, str]:
     """Every column that the run leaves, as the hex digits of its bytes."""
-    state = run_engine(cluster.requests, cluster.replicas, cluster.router, cluster.traffic)
+    state = run_engine(cluster.requests, cluster.replicas, cluster.router, cluster.traffic, conditions)
     rows, samples = int(state.control["iterations"][0]), int(state.control["samples"][0])
     tables = {
         "requests": (state.requests, REQUEST),
@@ -74,15 +95,15 @@ def outcome(cluster: Cluster) -> dict[str, str]:
 def main() -> None:
     """In the second process: clusters from standard input, outcomes to standard output."""
     assert DEBUG, "this process must not compile"
-    given_clusters = pickle.load(sys.stdin.buffer)
-    pickle.dump([outcome(cluster) for cluster in given_clusters], sys.stdout.buffer)
+    given_runs = pickle.load(sys.stdin.buffer)
+    pickle.dump([outcome(*one) for one in given_runs], sys.stdout.buffer)
 
 
-def uncompiled(given_clusters: list[Cluster]) -> list[dict[str, str]]:
+def uncompiled(given_runs: list[Any]) -> list[dict[str, str]]:
     environment = os.environ | {"TRIMTAB_DEBUG": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", "from cluster.test_without_jit import main; main()"],
-        input=pickle.dumps(given_clusters),
+        input=pickle.dumps(given_runs),
         capture_output=True,
         env=environment,
         cwd=Path(__file__).parent,
@@ -118,11 +139,13 @@ def test_the_clusters_are_worth_running(drawn: list[Cluster]) -> None:
 
 @pytest.mark.skipif(DEBUG, reason="nothing is compiled here")
 def test_compiled_and_uncompiled_agree_bit_for_bit(drawn: list[Cluster]) -> None:
-    for cluster, expected in zip(drawn, uncompiled(drawn), strict=True):
-        found = outcome(cluster)
+    """With nothing wrong, and under faults, timeouts and admission limits."""
+    runs = [*((cluster, None) for cluster in drawn), *fixed_troubles()]
+    for one, expected in zip(runs, uncompiled(runs), strict=True):
+        found = outcome(*one)
         assert found.keys() == expected.keys()
         for name, digits in expected.items():
-            assert found[name] == digits, f"{name} differs in {cluster}"
+            assert found[name] == digits, f"{name} differs in {one}"
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "trimtab"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("scenario",),
+    ("scenario", "scenario_workload"),
     ("hardware", "workload", "exectime"),
     ("engine",),
     ("routers", "schedulers"),
     ("cluster",),
-    ("fleet", "result", "vidur", "vidur_flags"),
+    ("conditions", "fleet", "result", "vidur", "vidur_flags"),
     ("simulation",),
     ("report.definitions", "report.load", "report.atomic", "report.bootstrap"),
     ("report.metrics",),

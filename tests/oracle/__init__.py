@@ -1,11 +1,24 @@
 """A slow, obvious cluster simulator in plain Python: what the compiled engine must equal.
 
 Nothing here is clever. ``parts`` says what a request, a batch and a replica are, ``schedulers`` how a
-replica forms its next batch, ``loop`` what happens when. See ``loop`` for the order of events that
-fall on the same instant.
+replica forms its next batch, ``loop`` what happens when, ``faults`` what goes wrong. See ``loop`` for
+the order of events that fall on the same instant.
 """
 
+from oracle.faults import OracleClass, OracleConditions, OracleFault, simulate_faults
 from oracle.loop import Deadlock, simulate
 from oracle.parts import Entry, Iteration, OracleReplica, Request, request_table
 
-__all__ = ["Deadlock", "Entry", "Iteration", "OracleReplica", "Request", "request_table", "simulate"]
+__all__ = [
+    "Deadlock",
+    "Entry",
+    "Iteration",
+    "OracleClass",
+    "OracleConditions",
+    "OracleFault",
+    "OracleReplica",
+    "Request",
+    "request_table",
+    "simulate",
+    "simulate_faults",
+]

@@ -2,8 +2,9 @@
 
 Order of events at the same instant, by decision (they do not coincide in the reference cases):
     1. batches that leave a stage: lower replica first, then the later stage;
-    2. arrivals: lower request index first;
-    3. replicas form their batches: lower replica first.
+    2. what comes from outside: faults, breakers, clients that give up (see ``oracle.faults``);
+    3. arrivals and retries: lower request index first;
+    4. replicas form their batches: lower replica first.
 So a batch is formed from all that has ended and arrived by then, as in Vidur.
 """
 
@@ -17,9 +18,7 @@ from oracle.parts import Batch, Iteration, OracleReplica, Request, requests_of
 from oracle.schedulers import SCHEDULERS, Scheduler
 from trimtab.workload import Traffic
 
-STAGE_END = 0
-ARRIVAL = 1
-FORM = 2
+STAGE_END, FAULT, BREAKER, TIMEOUT, FIRST_TOKEN_TIMEOUT, ARRIVAL, FORM = range(7)
 
 
 class Deadlock(Exception):
@@ -42,6 +41,7 @@ class Replica:
         self.stages = [Stage() for _ in range(settings.num_stages)]
         self.batches_in_flight = 0
         self.forming = False
+        self.slow = 1.0  # iterations last this many times as long
 
     @property
     def outstanding(self) -> int:
@@ -59,20 +59,22 @@ class Router:
         self.name = name
         self.turn = 0
 
-    def choose(self, request: Request, replicas: list[Replica]) -> int:
+    def choose(self, request: Request, replicas: list[Replica], candidates: list[int]) -> int:
+        """One of ``candidates``, the replicas that accept; they are in order."""
         count = len(replicas)
-        tossed = int(request.coin * count)
         if self.name == "replay":
-            return request.assigned
+            return min(candidates, key=lambda i: (i - request.assigned) % count)
         if self.name == "random":
-            return tossed
+            return candidates[int(request.coin * len(candidates))]
         if self.name == "round_robin":
-            self.turn += 1
-            return (self.turn - 1) % count
+            chosen = min(candidates, key=lambda i: (i - self.turn) % count)
+            self.turn = (chosen + 1) % count
+            return chosen
         if self.name == "least_outstanding":
-            return min(range(count), key=lambda i: (replicas[i].outstanding, (i - tossed) % count))
+            tossed = int(request.coin * count)
+            return min(candidates, key=lambda i: (replicas[i].outstanding, (i - tossed) % count))
         if self.name == "vidur_lor":
-            return min(range(count), key=lambda i: (len(replicas[i].scheduler.waiting), i))
+            return min(candidates, key=lambda i: (len(replicas[i].scheduler.waiting), i))
         raise ValueError(f"the oracle knows no router {self.name!r}")
 
 
@@ -103,7 +105,7 @@ class Cluster:
             raise Deadlock(f"requests {stuck} are never served")
 
     def arrive(self, now: float, request: Request) -> None:
-        request.replica = self.router.choose(request, self.replicas)
+        request.replica = self.router.choose(request, self.replicas, list(range(len(self.replicas))))
         replica = self.replicas[request.replica]
         replica.scheduler.enqueue(request)
         self.form_later(now, replica)
@@ -125,6 +127,7 @@ class Cluster:
                 entry.request.in_flight = True
                 if math.isnan(entry.request.scheduled):
                     entry.request.scheduled = now
+            batch.slow = replica.slow
             batch.iteration = self.write_down(now, replica, batch)
             self.enter_stage(now, replica, 0, batch)
 
@@ -139,7 +142,8 @@ class Cluster:
         batch = stage.queue.pop(0)
         stage.current = batch
         last = number == replica.settings.num_stages - 1
-        seconds = batch.seconds(replica.settings.tables, last)
+        seconds = batch.seconds(replica.settings.tables, last) * batch.slow
+        batch.spent += seconds
         assert batch.iteration is not None
         if number == 0:
             batch.iteration.start = now
@@ -169,11 +173,16 @@ class Cluster:
             entry.request.advance(entry.tokens, now)
         replica.scheduler.end_batch(batch)
         for entry in batch.entries:
-            if entry.request.done and entry.request.next_turn >= 0:
-                follower = self.requests[entry.request.next_turn]
-                follower.arrival = now + entry.request.think
-                heapq.heappush(self.events, (follower.arrival, ARRIVAL, follower.index, 0))
+            if entry.request.done:
+                self.end_request(now, entry.request)
         self.form_later(now, replica)
+
+    def end_request(self, now: float, request: Request) -> None:
+        """The next turn of a closed loop follows after a pause."""
+        if request.next_turn >= 0:
+            follower = self.requests[request.next_turn]
+            follower.arrival = now + request.think
+            heapq.heappush(self.events, (follower.arrival, ARRIVAL, follower.index, 0))
 
     def write_down(self, now: float, replica: Replica, batch: Batch) -> Iteration:
         entries = batch.entries

@@ -55,6 +55,7 @@ class Request:
     coin: float = 0.0
     next_turn: int = NONE
     think: float = 0.0
+    klass: int = 0
     path: list[tuple[int, int]] = field(default_factory=list)  # (node of content, tokens of it)
     grows: bool = False  # the answer goes on the last node of the path
 
@@ -71,6 +72,11 @@ class Request:
     private: int = 0  # of these, blocks that no cache knows
     hit_tokens: int = 0  # prompt tokens found in the cache, in the last attempt
     in_flight: bool = False
+
+    retries: int = 0
+    pausing: bool = False  # before a retry
+    given_up: bool = False  # by its client
+    end: str = ""  # finished, failed, aborted or rejected
 
     @property
     def decoding(self) -> bool:
@@ -130,6 +136,8 @@ class Batch:
     entries: list[Entry]
     group: list[Request] = field(default_factory=list)
     iteration: Iteration | None = None
+    slow: float = 1.0
+    spent: float = 0.0
 
     def seconds(self, tables: ExecTables, last_stage: bool) -> float:
         """Time on one stage; the stage that sends its activations on is busy while it sends."""
@@ -196,6 +204,7 @@ def requests_of(table: Any, path_node: Any = (), path_tokens: Any = ()) -> list[
                 coin=float(row["coin_a"]),
                 next_turn=int(row["next_turn"]),
                 think=float(row["think"]),
+                klass=int(row["klass"]),
                 target=int(row["prefill_tokens"]),
                 path=[(int(path_node[step]), int(path_tokens[step])) for step in steps],
                 grows=bool(row["grows"]),

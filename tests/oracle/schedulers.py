@@ -36,6 +36,16 @@ class Scheduler:
             else:
                 self.idle.append(entry.request)
 
+    def leave(self, request: Request) -> None:
+        """A client gave up: its request, which is not in flight, goes wherever it is."""
+        if request in self.waiting:
+            self.waiting.remove(request)
+            return
+        for group in (self.running, self.idle):
+            if request in group:
+                group.remove(request)
+        self.free(request)
+
     @property
     def free_blocks(self) -> int:
         return self.settings.num_blocks - self.used_blocks
@@ -200,7 +210,7 @@ class FasterTransformer(Scheduler):
         group = self.groups.pop(0) if self.groups else self.new_group()
         if not group:
             return None
-        return Batch([next_entry(request) for request in group if not request.done], group)
+        return Batch([next_entry(request) for request in group if not over(request)], group)
 
     def new_group(self) -> list[Request]:
         group: list[Request] = []
@@ -213,11 +223,27 @@ class FasterTransformer(Scheduler):
         for entry in batch.entries:
             if entry.request.done:
                 self.running.remove(entry.request)
-        if all(request.done for request in batch.group):
-            for request in batch.group:
-                self.free(request)
+        self.groups.append(batch.group)
+        self.end_groups()
+
+    def leave(self, request: Request) -> None:
+        """The reservation of a request that was in a group stays until the group ends."""
+        if request in self.waiting:
+            self.waiting.remove(request)
         else:
-            self.groups.append(batch.group)
+            self.running.remove(request)
+            self.end_groups()
+
+    def end_groups(self) -> None:
+        for group in list(self.groups):
+            if all(over(request) for request in group):
+                for request in group:
+                    self.free(request)
+                self.groups.remove(group)
+
+
+def over(request: Request) -> bool:
+    return request.done or request.end == "aborted"
 
 
 class LightLlm(Scheduler):

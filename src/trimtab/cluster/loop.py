@@ -1,12 +1,15 @@
 """The event loop: arrivals and batch ends in order of time, over all replicas.
 
-Simultaneous events: batch ends first (lower replica first), then arrivals (lower request first),
-then replicas form their batches (lower first), then load samples and routers' snapshots are taken.
+Simultaneous events: batch ends first (lower replica first), then faults (in the order of their list),
+breakers that close, clients that give up, arrivals and retries (lower request first), then replicas form
+their batches (lower first), then load samples and routers' snapshots are taken.
 ``tests/cluster/test_event_order.py`` pins this.
 """
 
 from __future__ import annotations
 
+from trimtab.cluster.entrance import all_closed, choose_anew, enters, give_up, outside, reachable
+from trimtab.cluster.faults import attempt_failed, befall, leave_aborting
 from trimtab.engine.batches import begin, land, launch
 from trimtab.engine.dtypes import NONE, Event, Outcome, Scheduler
 from trimtab.engine.heap import drop_first, push
@@ -17,7 +20,6 @@ from trimtab.engine.record import sample_until, touch
 from trimtab.engine.signals import count_own, look, refresh_until
 from trimtab.engine.state import State
 from trimtab.routers import FIRST_PUBLISHED, Router
-from trimtab.routers.choose import choose
 from trimtab.schedulers.lightllm import form_lightllm
 from trimtab.schedulers.request_level import form_faster_transformer, form_orca
 from trimtab.schedulers.sarathi import form_sarathi
@@ -83,6 +85,12 @@ def place(state: State, request: int, replica: int, now: float) -> None:
     replicas, requests = state.replicas, state.requests
     if replica < 0 or replica >= len(replicas):
         raise IndexError("router chose a replica that does not exist")
+    if state.control["watching"][0]:
+        replica = reachable(state, replica)
+        if not replicas["up"][replica]:
+            requests["replica"][request] = replica
+            attempt_failed(state, replica, request, now)
+            return
     touch(state, replica, now)
     requests["replica"][request] = replica
     replicas["routed"][replica] += 1
@@ -117,14 +125,19 @@ def advance(state: State, until: float) -> int:
         timed = following < control["num_timed"][0]
         pending = control["heap_size"][0] > 0
         if not timed and not pending:
+            if control["held"][0] > 0:
+                give_up(state)
+                continue
             return DONE
         arrives = timed
         if timed and pending:
             arrival = requests["arrival"][following]
             if events["time"][0] < arrival:
                 arrives = False
-            elif events["time"][0] == arrival and events["kind"][0] != FORM:
-                arrives = events["kind"][0] != BATCH_END and events["who"][0] > following
+            elif events["time"][0] == arrival and events["kind"][0] <= ARRIVAL:
+                arrives = events["kind"][0] == ARRIVAL and events["who"][0] > following
+        if not arrives and outside(events["kind"][0]) and all_closed(state):
+            return DONE
         now = requests["arrival"][following] if arrives else events["time"][0]
         if now > until:
             return PAUSED
@@ -139,10 +152,17 @@ def advance(state: State, until: float) -> int:
             if kind == FORM:
                 state.replicas["forming"][replica] = 0
                 schedule(state, replica, now)
-            else:
+                continue
+            if kind == BATCH_END:
                 touch(state, replica, now)
                 land(state, replica, now)
-                settle(state, replica, now)
+                if state.replicas["aborting"][replica] > 0:
+                    leave_aborting(state, replica)
+            else:
+                replica = befall(state, kind, replica, now)
+                if replica == NONE:
+                    continue
+            settle(state, replica, now)
             continue
         if arrives:
             control["next_arrival"][0] = following + 1
@@ -150,8 +170,10 @@ def advance(state: State, until: float) -> int:
         else:
             request = events["who"][0]
             drop_first(state)
+        if control["watching"][0] and not enters(state, request, now):
+            continue
         look(state, request, now)
         if control["router"][0] == OUTSIDE or control["router"][0] >= PUBLISHED:
             control["asking"][0] = request
             return ASKING
-        place(state, request, choose(state, request), now)
+        place(state, request, choose_anew(state, request), now)

@@ -3,12 +3,13 @@ compiles them all."""
 
 from __future__ import annotations
 
+from trimtab.cluster.entrance import readmit, shun
 from trimtab.cluster.loop import advance, answer
-from trimtab.engine.dtypes import Outcome
+from trimtab.engine.dtypes import NONE, Outcome
 from trimtab.engine.jit import door, jit
 from trimtab.engine.state import State
 from trimtab.routers import Router
-from trimtab.routers.heuristics import Table
+from trimtab.routers.heuristics import LEAST_OUTSTANDING, Table, lowest_score
 from trimtab.routers.prefix_aware import aibrix, bounded_hash, hashed_session, preble, ray_prefix, sglang
 from trimtab.routers.production import lowest_cost, softmax
 
@@ -36,11 +37,20 @@ def advance_published(state: State, until: float) -> int:
 
 @jit
 def choose_published(state: State, request: int) -> int:
-    """The replica for ``request``, by what its router sees."""
+    """The replica for ``request``, by what its router sees.
+
+    The published rules do not ask who accepts: an answer that does not falls back to least outstanding.
+    """
     table, base = state.replicas, 0
     if state.control["stale"][0]:
         table, base = state.seen, state.control["seen_at"][0]
-    return pick_published(state, table, base, request)
+    shunned = shun(state, request)
+    replica = pick_published(state, table, base, request)
+    if not state.replicas["accepting"][replica]:
+        replica = lowest_score(state, table, base, LEAST_OUTSTANDING, request)
+    if shunned != NONE:
+        readmit(state, shunned)
+    return replica
 
 
 @jit

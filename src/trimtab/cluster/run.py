@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.engine.dtypes import GROUP, Outcome, Scheduler
-from trimtab.engine.state import State, allocate, pack_tables
+from trimtab.engine.state import NOTHING_WRONG, Conditions, State, allocate, pack_tables
 from trimtab.errors import TrimtabError
 from trimtab.exectime.tables import ExecTables
 from trimtab.routers import FIRST_PUBLISHED, ROUTERS, Router
@@ -145,6 +145,7 @@ def prepare(
     signals: Signals = FRESH,
     temperature: float = 0.0,
     weights: tuple[float, ...] | None = None,
+    conditions: Conditions = NOTHING_WRONG,
 ) -> State:
     """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied.
 
@@ -171,6 +172,7 @@ def prepare(
         max_iterations,
         signals.routers,
         signals.snapshots,
+        conditions,
     )
     state.control["router"] = int(router)
     state.control["choices"] = choices
@@ -250,12 +252,17 @@ def run(
         else:
             break
         if progress is not None and outcome == Outcome.PAUSED:
-            progress(int(state.control["finished"][0]), total)
+            progress(_closed(state), total)
     if progress is not None:
-        progress(int(state.control["finished"][0]), total)
-    if outcome == Outcome.DONE and state.control["finished"][0] < total:
+        progress(_closed(state), total)
+    if outcome == Outcome.DONE and _closed(state) < total:
         raise RuntimeError("the cluster came to rest with requests unserved; please report this scenario")
     return time.thread_time() - started
+
+
+def _closed(state: State) -> int:
+    """Requests that are done with, served or not."""
+    return sum(int(state.control[name][0]) for name in ("finished", "failed", "aborted", "rejected"))
 
 
 def _slices(state: State, until: float) -> Any:

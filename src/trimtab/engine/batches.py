@@ -173,6 +173,7 @@ def launch(state: State, replica: int, batch: int, now: float) -> None:
         seconds += prefill_seconds(state, group, batch)
     stages = groups["stages"][group]
     first = replica * ring_size(state)
+    slow = replicas["slow"][replica]
     start = max(now, batches["stage_free"][first])
     clock = now
     total = 0.0
@@ -180,13 +181,14 @@ def launch(state: State, replica: int, batch: int, now: float) -> None:
         spent = seconds
         if stage < stages - 1:
             spent += line(state, groups["send_at"][group], last, float(rounded))
+        spent *= slow
         clock = max(clock, batches["stage_free"][first + stage]) + spent
         batches["stage_free"][first + stage] = clock
         total += spent
     replicas["busy"][replica] += total
     batches["start"][batch] = start
     batches["end"][batch] = clock
-    batches["stage"][batch] = seconds
+    batches["stage"][batch] = seconds * slow
     batches["spent"][batch] = total
     replicas["in_flight"][replica] += 1
     replicas["iterations"][replica] += 1

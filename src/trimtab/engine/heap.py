@@ -49,6 +49,17 @@ def push(state: State, time: float, kind: int, who: int) -> None:
 
 
 @jit
+def drop_all(state: State, kind: int, who: int) -> None:
+    """Remove every event of this kind and owner: build the heap anew from the others (rare)."""
+    events = state.events
+    size = state.control["heap_size"][0]
+    state.control["heap_size"][0] = 0
+    for cell in range(size):  # the new heap is never beyond the cell being read
+        if events["kind"][cell] != kind or events["who"][cell] != who:
+            push(state, events["time"][cell], events["kind"][cell], events["who"][cell])
+
+
+@jit
 def drop_first(state: State) -> None:
     """Remove the earliest event (cell 0)."""
     size = state.control["heap_size"][0] - 1

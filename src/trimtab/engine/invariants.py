@@ -8,6 +8,14 @@ from trimtab.engine.dtypes import NEVER, NONE, Scheduler, Status
 from trimtab.engine.lanes import held_blocks
 from trimtab.engine.state import State
 
+AT_A_REPLICA = (Status.WAITING, Status.RUNNING, Status.ABORTING)
+ENDS = {
+    "finished": Status.FINISHED,
+    "failed": Status.FAILED,
+    "aborted": Status.ABORTED,
+    "rejected": Status.REJECTED,
+}
+
 
 def check(state: State) -> None:
     """Blocks conserved, sums right, each request in exactly one place, clocks monotone."""
@@ -47,15 +55,22 @@ def check_lane(state: State, lane: int, group: int) -> None:
     block = int(state.groups["block_size"][group])
     counts = np.bincount((1 - slots["offset"][decoding]) % block, minlength=block)
     assert (state.phases[lane][:block] == counts).all()
-    assert (state.requests["status"][slots["request"]] == Status.RUNNING).all()
+    assert np.isin(state.requests["status"][slots["request"]], (Status.RUNNING, Status.ABORTING)).all()
 
 
 def check_blocks(state: State, replica: int, lanes: range) -> None:
     """KV in use lies between what requests hold and the cache; empty replicas hold none."""
     row = state.replicas[replica]
+    at_home = state.requests["replica"] == replica
     running = sum(int(state.lanes["count"][lane]) for lane in lanes)
     assert row["running"] == running
     assert row["outstanding"] == row["waiting"] + row["running"]
+    assert (
+        row["up"] or row["outstanding"] == row["in_flight"] == row["kv_used"] == row["pending_prefill"] == 0
+    )
+    assert row["aborting"] == (at_home & (state.requests["status"] == Status.ABORTING)).sum()
+    assert row["outstanding"] == (at_home & np.isin(state.requests["status"], AT_A_REPLICA)).sum()
+    assert row["accepting"] == (row["seen_up"] and not row["draining"] and not row["open"])
     assert 0 <= row["kv_used"] <= row["kv_total"]
     if state.groups["prefix_caching"][row["group"]]:
         check_cache(state, replica, lanes)
@@ -96,7 +111,10 @@ def check_requests(state: State) -> None:
     """Every request is somewhere, once; times are in order."""
     requests = state.requests
     done = requests["status"] == Status.FINISHED
-    assert done.sum() == state.control["finished"][0]
+    for name, status in ENDS.items():
+        assert (requests["status"] == status).sum() == state.control[name][0]
+    assert (requests["status"] == Status.HELD).sum() == state.control["held"][0]
+    assert state.replicas["accepting"].sum() == state.control["accepting"][0]
     assert (requests["first_token"][done] <= requests["finished"][done]).all()
     assert (requests["scheduled"][done] <= requests["first_token"][done]).all()
     assert (requests["arrival"][done] <= requests["scheduled"][done]).all()

@@ -12,7 +12,9 @@ place. Only where some must wait do requests move one by one between the pool an
 
 from __future__ import annotations
 
-from trimtab.engine.dtypes import NEVER, NONE, Scheduler, Status
+import math
+
+from trimtab.engine.dtypes import NEVER, NONE, Event, Scheduler, Status
 from trimtab.engine.heap import push
 from trimtab.engine.jit import jit
 from trimtab.engine.prefix import leave, publish
@@ -21,8 +23,8 @@ from trimtab.engine.record import record_gap
 from trimtab.engine.signals import count_answer
 from trimtab.engine.state import State
 
-FINISHED = int(Status.FINISHED)
-ARRIVAL = 1
+FINISHED, ABORTING, ABORTED = int(Status.FINISHED), int(Status.ABORTING), int(Status.ABORTED)
+ARRIVAL = int(Event.ARRIVAL)
 STATIC = int(Scheduler.FASTER_TRANSFORMER)
 INCREMENTAL = int(Scheduler.VLLM_V1)
 KEPT_LATENCIES = 9  # for the router that goes by latency
@@ -229,7 +231,8 @@ def first_token(state: State, replica: int, lane: int, request: int, now: float)
     while slots["request"][lane, slot] != request:
         slot -= 1
     if requests["target"][request] == requests["prefill_tokens"][request]:
-        requests["first_token"][request] = now
+        if math.isnan(requests["first_token"][request]):  # else it starts anew after a crash
+            requests["first_token"][request] = now
     else:
         record_gap(state, now - requests["last_token"][request], 1)
     state.control["tokens"][0] += 1
@@ -250,18 +253,25 @@ def finish(state: State, replica: int, lane: int, slot: int, now: float) -> None
     requests, replicas = state.requests, state.replicas
     group = replicas["group"][replica]
     request = state.slots["request"][lane, slot]
-    requests["finished"][request] = now
-    requests["status"][request] = FINISHED
+    if requests["status"][request] == ABORTING:
+        requests["status"][request] = ABORTED
+        replicas["aborting"][replica] -= 1
+        state.control["aborted"][0] += 1
+    else:
+        requests["finished"][request] = now
+        requests["status"][request] = FINISHED
+        seconds = (now - requests["arrival"][request]) / requests["decode_tokens"][request]
+        if replicas["finished"][replica] < KEPT_LATENCIES:
+            replicas["latency_first"][replica] += seconds
+        else:
+            replicas["latency_last"][replica] = seconds
+        replicas["finished"][replica] += 1
+        replicas["failures"][replica] = 0
+        state.control["finished"][0] += 1
+        wake_next_turn(state, request, now)
     replicas["running"][replica] -= 1
     replicas["outstanding"][replica] -= 1
     replicas["expected_decode"][replica] -= requests["expected_decode"][request]
-    seconds = (now - requests["arrival"][request]) / requests["decode_tokens"][request]
-    if replicas["finished"][replica] < KEPT_LATENCIES:
-        replicas["latency_first"][replica] += seconds
-    else:
-        replicas["latency_last"][replica] = seconds
-    replicas["finished"][replica] += 1
-    state.control["finished"][0] += 1
     if state.control["count_answers"][0]:
         count_answer(state, replica, request)
     if state.groups["scheduler"][group] == STATIC:
@@ -270,6 +280,12 @@ def finish(state: State, replica: int, lane: int, slot: int, now: float) -> None
         tokens = requests["prefill_tokens"][request] + requests["decode_tokens"][request] - 1
         publish(state, replica, request, tokens)
         release(state, replica, lane, slot)
+
+
+@jit
+def wake_next_turn(state: State, request: int, now: float) -> None:
+    """However a request of a closed loop ended, its user asks again after a pause."""
+    requests = state.requests
     following = requests["next_turn"][request]
     if following != NONE:
         requests["arrival"][following] = now + requests["think"][request]

@@ -201,3 +201,20 @@ def unlink(state: State, replica: int, node: int) -> None:
     else:
         cache["older"][replica, newer] = older
         cache["blank"][replica, newer] += blank
+
+
+@jit
+def forget_prefixes(state: State, replica: int) -> None:
+    """A replica that crashes comes back with an empty cache."""
+    replicas, cache = state.replicas, state.cache
+    if not state.groups["prefix_caching"][replicas["group"][replica]]:
+        return
+    for node in range(cache.shape[1]):
+        cache["blocks"][replica, node] = 0
+        cache["pins"][replica, node] = 0
+        cache["blank"][replica, node] = 0
+    replicas["kv_cached"][replica] = 0
+    replicas["kv_blank"][replica] = replicas["kv_total"][replica]
+    replicas["blank_newest"][replica] = replicas["kv_total"][replica]
+    replicas["lru_oldest"][replica] = NONE
+    replicas["lru_newest"][replica] = NONE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from trimtab.engine.dtypes import NONE, Scheduler, Status
 from trimtab.engine.jit import jit
 from trimtab.engine.state import State
@@ -66,6 +68,25 @@ def link(state: State, replica: int, request: int, before: int, after: int) -> N
 
 
 @jit
+def unlink(state: State, replica: int, request: int) -> None:
+    """Take a request out of the middle of the queue (its client gave up)."""
+    replicas, links = state.replicas, state.requests["next_waiting"]
+    before = NONE
+    at = replicas["queue_head"][replica]
+    while at != request:
+        before, at = at, links[at]
+    following = links[request]
+    if before == NONE:
+        replicas["queue_head"][replica] = following
+    else:
+        links[before] = following
+    if following == NONE:
+        replicas["queue_tail"][replica] = before
+    links[request] = NONE
+    replicas["waiting"][replica] -= 1
+
+
+@jit
 def dequeue(state: State, replica: int, now: float) -> int:
     """Take the head of the queue into service."""
     replicas, requests = state.replicas, state.requests
@@ -78,7 +99,7 @@ def dequeue(state: State, replica: int, now: float) -> int:
     requests["status"][request] = RUNNING
     replicas["waiting"][replica] -= 1
     replicas["running"][replica] += 1
-    if requests["preemptions"][request] == 0:
+    if math.isnan(requests["scheduled"][request]):
         requests["scheduled"][request] = now
     requests["order"][request] = place_in_pool(state, replica, request)
     return request

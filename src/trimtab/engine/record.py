@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trimtab.engine.dtypes import ITL_BINS, ITL_GAMMA, ITL_LOWEST
+from trimtab.engine.dtypes import ITL_BINS, ITL_GAMMA, ITL_LOWEST, NONE
 from trimtab.engine.jit import jit
 from trimtab.engine.state import State
 
@@ -79,6 +79,7 @@ def record_iteration(state: State, replica: int, batch: int) -> None:
     """Append an iteration while there is room; the count goes on."""
     row = state.control["iterations"][0]
     state.control["iterations"][0] = row + 1
+    state.batches["row"][batch] = row if row < len(state.iterations) else NONE
     if row >= len(state.iterations):
         return
     iterations, batches, replicas = state.iterations, state.batches, state.replicas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from trimtab.engine import dtypes
 from trimtab.engine.bundle import address_block, register
-from trimtab.engine.dtypes import NONE
+from trimtab.engine.dtypes import NONE, Event
 from trimtab.exectime.tables import ExecTables
 from trimtab.workload.content import Traffic
 
@@ -29,6 +30,8 @@ LAYOUT = {
     "path_tokens": (np.dtype(np.int64), 1),  # tokens of each
     "cache": (dtypes.CACHE, 2),  # (R, nodes), or (1, 1) without prefix caching
     "events": (dtypes.EVENT, 1),  # binary heap
+    "faults": (dtypes.FAULT, 1),  # (F,) in order of time
+    "classes": (dtypes.CLASS, 1),  # (C,)
     "curves": (np.dtype(np.float64), 1),  # all execution-time tables, one after another, s
     "iterations": (dtypes.ITERATION, 1),  # (recorded,)
     "sample_times": (np.dtype(np.float64), 1),  # (S,) s
@@ -39,6 +42,35 @@ LAYOUT = {
     "itl": (np.dtype(np.int64), 1),  # (ITL_BINS,) output tokens
     "control": (dtypes.CONTROL, 1),  # (1,)
 }
+
+
+def _patient() -> NDArray[Any]:
+    return np.full(1, np.inf, dtypes.CLASS)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What goes wrong, and what is done about it. By default nothing does.
+
+    faults (F,) FAULT in order of time; classes (C,) CLASS, by ``klass`` of the request. See CONTROL
+    for the units.
+    """
+
+    faults: NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtypes.FAULT))
+    classes: NDArray[Any] = field(default_factory=_patient)
+    max_retries: int = 2
+    backoff: float = 0.5
+    health_delay: float = 0.0
+    breaker_failures: int = 0
+    breaker_open: float = 10.0
+    rate: float = np.inf
+    burst: float = 1.0
+
+    @property
+    def watching(self) -> bool:
+        """Whether anything can go wrong at all."""
+        limits = [self.classes[name] for name in dtypes.CLASS.names or ()]
+        return bool(len(self.faults) or np.isfinite(self.rate) or np.isfinite(limits).any())
 
 
 class State:
@@ -59,6 +91,8 @@ class State:
     path_tokens: NDArray[np.int64]
     cache: NDArray[Any]
     events: NDArray[Any]
+    faults: NDArray[Any]
+    classes: NDArray[Any]
     curves: NDArray[np.float64]
     iterations: NDArray[Any]
     sample_times: NDArray[np.float64]
@@ -80,6 +114,9 @@ class State:
 register(State, LAYOUT)
 
 
+NOTHING_WRONG = Conditions()
+
+
 def allocate(
     traffic: Traffic,
     groups: NDArray[Any],
@@ -90,6 +127,7 @@ def allocate(
     max_iterations: int,
     views: int = 1,
     snapshots: int = 0,
+    conditions: Conditions = NOTHING_WRONG,
 ) -> State:
     """A fresh state at time zero. The requests are copied; per group: replicas, KV blocks, speed.
 
@@ -125,9 +163,18 @@ def allocate(
     control["asking"] = NONE
     control["next_sample"] = 0.0
     control["sample_every"] = 0.01
+    _set_conditions(control, replicas, conditions)
+    # with faults: a retry and two timeouts per request, a breaker per replica, the next fault
+    pending = 3 * len(requests) + num_replicas + 1 if conditions.watching else len(requests) - timed
+    events = np.zeros(num_replicas * (stages + 1) + pending + 1, dtypes.EVENT)
+    if len(conditions.faults):
+        events[0] = (conditions.faults["at"][0], int(Event.FAULT), 0)
+        control["heap_size"] = 1
+    requests = requests.copy()
+    requests["scheduled"] = requests["first_token"] = np.nan
     control["next_signal"] = np.inf
     return State(
-        requests=requests.copy(),
+        requests=requests,
         replicas=replicas,
         groups=groups,
         lanes=lanes,
@@ -138,7 +185,9 @@ def allocate(
         path_node=pad(traffic.path_node),
         path_tokens=pad(traffic.path_tokens),
         cache=np.zeros((num_replicas, max(1, traffic.num_nodes)) if caching else (1, 1), dtypes.CACHE),
-        events=np.zeros(num_replicas * (stages + 1) + len(requests) - timed + 1, dtypes.EVENT),
+        events=events,
+        faults=conditions.faults,
+        classes=conditions.classes,
         curves=curves,
         iterations=np.empty(max_iterations, dtypes.ITERATION),
         sample_times=np.zeros(SAMPLE_CAPACITY),
@@ -154,6 +203,24 @@ def allocate(
 def pad(values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Tables are never empty."""
     return values if len(values) else np.zeros(1, np.int64)
+
+
+def _set_conditions(control: NDArray[Any], replicas: NDArray[Any], conditions: Conditions) -> None:
+    control["watching"] = conditions.watching
+    for name in (
+        "max_retries",
+        "backoff",
+        "health_delay",
+        "breaker_failures",
+        "breaker_open",
+        "rate",
+        "burst",
+    ):
+        control[name] = getattr(conditions, name)
+    control["bucket"] = conditions.burst
+    control["accepting"] = len(replicas)
+    replicas["up"] = replicas["seen_up"] = replicas["accepting"] = 1
+    replicas["slow"] = 1.0
 
 
 def pack_tables(groups: NDArray[Any], tables: list[ExecTables]) -> NDArray[np.float64]:

@@ -155,7 +155,14 @@ SCALARS: dict[str, Definition] = {
     "failed": Definition(
         "requests", "failed", "requests rejected or not finished when the run ended: submitted - completed"
     ),
-    "rejected": Definition("requests", "rejected", "requests that no replica could ever hold"),
+    "rejected": Definition("requests", "rejected", "requests that admission control turned away"),
+    "aborted": Definition("requests", "aborted", "requests whose client gave up waiting"),
+    "crashed": Definition(
+        "requests",
+        "crashed",
+        "requests lost to a crash, or to a fleet that never came back, with no retry left",
+    ),
+    "retries": Definition("", "retries", "further attempts after a crash, all requests"),
     "duration": Definition("s", "duration", "first arrival to the end of the run (the last completion)"),
     "total_input_tokens": Definition("tokens", "input tokens", "prompt tokens of completed requests"),
     "total_output_tokens": Definition("tokens", "output tokens", "output tokens of completed requests"),
@@ -205,6 +212,14 @@ SCALARS: dict[str, Definition] = {
     ),
     "prefix_hit_rate": Definition(
         "share", "prefix hit rate", "share of prompt tokens found in the prefix cache instead of computed"
+    ),
+    "availability": Definition(
+        "share", "availability", "time in which replicas were up / duration, mean over replicas"
+    ),
+    "class_fairness": Definition(
+        "",
+        "class fairness",
+        "Jain index over classes of (tokens of completed requests / tokens asked for); 1 is even",
     ),
     "cost": Definition("USD", "cost", "price of all replicas over the duration"),
     "cost_per_million_output_tokens": Definition(

@@ -15,6 +15,7 @@ from trimtab.engine.dtypes import ITL_BINS, ITL_GAMMA, ITL_LOWEST, Status
 from trimtab.report.definitions import FAMILIES, MEASURES, QUANTILES, REPLICA_COLUMNS, STATISTICS
 from trimtab.report.load import evenness, while_arriving
 from trimtab.result import Result
+from trimtab.scenario import Slo
 
 Floats = NDArray[np.float64]
 UNKNOWN = float("nan")
@@ -146,8 +147,17 @@ def meets_slo(result: Result) -> NDArray[np.bool_]:
     The ``itl_ms`` bound is held against the request's mean gap between tokens: gaps are kept as one
     histogram of the run, not per request. Requests of one output token have no gap to miss.
     """
-    slo, table = result.scenario.slo, result.requests
-    good = _done(result).copy()
+    scenario, table = result.scenario, result.requests
+    if not scenario.classes:
+        return _done(result) & _within(table, scenario.slo)
+    good = np.zeros(len(table), np.bool_)
+    for index, one in enumerate(scenario.classes):
+        good |= (table["klass"] == index) & _within(table, one.slo or scenario.slo)
+    return _done(result) & good
+
+
+def _within(table: NDArray[Any], slo: Slo) -> NDArray[np.bool_]:
+    good = np.ones(len(table), np.bool_)
     with np.errstate(invalid="ignore"):  # unfinished requests may hold inf or NaN
         if slo.ttft_ms is not None:
             good &= 1e3 * (table["first_token"] - table["arrival"]) <= slo.ttft_ms
@@ -162,7 +172,8 @@ def meets_slo(result: Result) -> NDArray[np.bool_]:
 
 def has_slo(result: Result) -> bool:
     """Whether the scenario sets any bound."""
-    return any(bound is not None for bound in result.scenario.slo.model_dump().values())
+    slos = [result.scenario.slo, *(one.slo for one in result.scenario.classes)]
+    return any(bound is not None for slo in slos if slo for bound in slo.model_dump().values())
 
 
 def _scalars(result: Result, rows: dict[str, Any]) -> dict[str, float]:
@@ -183,6 +194,9 @@ def _scalars(result: Result, rows: dict[str, Any]) -> dict[str, float]:
         "completed": completed,
         "failed": len(table) - completed,
         "rejected": int((table["status"] == Status.REJECTED).sum()),
+        "aborted": int((table["status"] == Status.ABORTED).sum()),
+        "crashed": int((table["status"] == Status.FAILED).sum()),
+        "retries": int(table["retries"].sum()),
         "duration": duration,
         "total_input_tokens": tokens_in,
         "total_output_tokens": tokens_out,
@@ -205,9 +219,39 @@ def _scalars(result: Result, rows: dict[str, Any]) -> dict[str, float]:
             result.replicas["hit_tokens"].sum(),
             (result.replicas["hit_tokens"] + result.replicas["prefill_done"]).sum(),
         ),
+        "availability": _availability(result),
+        "class_fairness": class_fairness(result),
         "cost": cost,
         "cost_per_million_output_tokens": _ratio(1e6 * cost, tokens_out),
     }
+
+
+def _availability(result: Result) -> float:
+    """Share of the replicas' time in which they were up."""
+    start, end = span(result)
+    replicas = result.replicas
+    since = np.where(replicas["up"] == 0, np.maximum(end - replicas["down_since"], 0.0), 0.0)
+    down = float(np.minimum(replicas["down"] + since, end - start).sum())
+    return 1.0 - _ratio(down, (end - start) * len(replicas)) if end > start else UNKNOWN
+
+
+def class_fairness(result: Result) -> float:
+    """Jain's index of the classes' served shares; NaN with fewer than two classes."""
+    count = len(result.scenario.classes)
+    if count < 2:
+        return UNKNOWN
+    table = result.requests
+    shares = np.array([served_share(table, table["klass"] == index) for index in range(count)])
+    shares = shares[~np.isnan(shares)]
+    squares = float((shares**2).sum())
+    return float(shares.sum()) ** 2 / (len(shares) * squares) if squares > 0 else UNKNOWN
+
+
+def served_share(table: NDArray[Any], mine: NDArray[np.bool_]) -> float:
+    """Tokens of the completed among ``mine`` / tokens that they all asked for."""
+    tokens = (table["prefill_tokens"] + table["decode_tokens"])[mine]
+    asked = int(tokens.sum())
+    return float(tokens[table["status"][mine] == Status.FINISHED].sum()) / asked if asked else UNKNOWN
 
 
 def _ratio(top: float, bottom: float) -> float:

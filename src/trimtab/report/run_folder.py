@@ -17,6 +17,7 @@ from trimtab.engine import dtypes
 from trimtab.engine.dtypes import ITL_BINS, Status
 from trimtab.errors import TrimtabError
 from trimtab.report.atomic import replacing
+from trimtab.report.classes import class_rows
 from trimtab.report.metrics import itl_centres_ms, replica_rows, summarize
 from trimtab.result import REQUEST_COLUMNS, Group, Result
 from trimtab.scenario import Scenario, parse
@@ -52,6 +53,8 @@ def save(
         write_json(draft / "run.json", _facts(result))
         _write_tables(result, draft)
         _write_csv(draft / "replicas.csv", replica_rows(result))
+        if result.scenario.classes:
+            _write_csv(draft / "classes.csv", class_rows(result))
         if trace:
             from trimtab.report.trace import write_trace
 

@@ -1,12 +1,14 @@
 """The routers' formulas: what to minimise over replicas, evaluated when a request arrives.
 
 A formula reads ``table`` at ``row``: the replicas themselves, or the snapshot of them that the router has
-(``base`` is the row of its first replica; see ``engine.signals``). ``production`` and ``prefix_aware`` have
-what gateways use; ``choose`` has the choice between all of them.
+(``base`` is the row of its first replica; see ``engine.signals``). Replicas that do not accept (down,
+draining, breaker open) are passed over, at once however old the snapshot is; at least one accepts.
+``production`` and ``prefix_aware`` have what gateways use; ``choose`` has the choice between all of them.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from numpy.typing import NDArray
@@ -37,6 +39,8 @@ def speed_of(state: State, table: Table, row: int) -> float:
 @jit
 def score(state: State, table: Table, row: int, kind: int, replica: int, request: int) -> float:
     """The load that router ``kind`` sees on a replica; smaller is better."""
+    if not state.replicas["accepting"][replica]:
+        return math.inf
     speed = speed_of(state, table, row)
     if kind == VLLM_DP:
         return (4.0 * table["waiting"][row] + table["running"][row] + 1.0) / speed
@@ -89,35 +93,49 @@ def next_in_turn(state: State) -> int:
     """Each router counts for itself."""
     view = state.control["view"][0]
     turn = state.views["turn"][view]
+    while not state.replicas["accepting"][turn]:
+        turn = (turn + 1) % len(state.replicas)
     state.views["turn"][view] = (turn + 1) % len(state.replicas)
     return turn
 
 
 @jit
+def nth_accepting(state: State, index: int) -> int:
+    """The replica number ``index`` of those that accept."""
+    if state.control["accepting"][0] == len(state.replicas):
+        return index
+    replica = -1
+    while index >= 0:
+        replica += 1
+        index -= state.replicas["accepting"][replica]
+    return replica
+
+
+@jit
 def random_by_speed(state: State, table: Table, base: int, request: int) -> int:
     """Replica i with probability speed_i / sum of speeds."""
-    count = len(state.replicas)
+    accepting = state.replicas["accepting"]
     total = 0.0
-    for replica in range(count):
-        total += speed_of(state, table, base + replica)
+    for replica in range(len(state.replicas)):
+        total += accepting[replica] * speed_of(state, table, base + replica)
     left = state.requests["coin_a"][request] * total
-    for replica in range(count):
-        left -= speed_of(state, table, base + replica)
+    for replica in range(len(state.replicas)):
+        left -= accepting[replica] * speed_of(state, table, base + replica)
         if left < 0.0:
             return replica
-    return count - 1
+    return nth_accepting(state, state.control["accepting"][0] - 1)
 
 
 @jit
 def best_of_few(state: State, table: Table, base: int, request: int) -> int:
     """Least outstanding of ``choices`` random replicas; the first differs from all others."""
-    count = len(state.replicas)
-    best = int(state.requests["coin_a"][request] * count)
+    count = state.control["accepting"][0]
+    first = int(state.requests["coin_a"][request] * count)
+    best = nth_accepting(state, first)
     lowest = score(state, table, base + best, LEAST_OUTSTANDING, best, request)
-    first = best
     for index in range(1, min(state.control["choices"][0], count)):
         coin = state.requests["coin_b"][request] + GOLDEN * (index - 1)
-        other = (first + 1 + int((coin - int(coin)) * (count - 1))) % count
+        other = nth_accepting(state, (first + 1 + int((coin - int(coin)) * (count - 1))) % count)
         value = score(state, table, base + other, LEAST_OUTSTANDING, other, request)
         if value < lowest:
             best, lowest = other, value
@@ -126,9 +144,10 @@ def best_of_few(state: State, table: Table, base: int, request: int) -> int:
 
 @jit
 def fewest_waiting(state: State, table: Table, base: int) -> int:
-    best = 0
-    for replica in range(1, len(state.replicas)):
-        if table["waiting"][base + replica] < table["waiting"][base + best]:
+    best = nth_accepting(state, 0)
+    for replica in range(best + 1, len(state.replicas)):
+        fewer = table["waiting"][base + replica] < table["waiting"][base + best]
+        if fewer and state.replicas["accepting"][replica]:
             best = replica
     return best
 
@@ -140,7 +159,7 @@ def sticky(state: State, table: Table, base: int, request: int) -> int:
     if session == NONE:
         return lowest_score(state, table, base, LEAST_OUTSTANDING, request)
     home = state.homes[session]
-    if home == NONE:
+    if home == NONE or not state.replicas["accepting"][home]:
         home = lowest_score(state, table, base, LEAST_OUTSTANDING, request)
         state.homes[session] = home
     return home

@@ -20,6 +20,7 @@ COLUMNS: dict[str, str] = {
     "expected_decode_tokens": "output tokens expected of outstanding requests",
     "kv_used": "KV blocks in use",
     "kv_free": "KV blocks free",
+    "accepting": "1 where the router may send requests, 0 where it is down, draining or its breaker is open",
     "prefix_hit_tokens": "tokens of this request's prompt that the replica's prefix cache holds",
     "speed": "relative to the fleet's fastest replica, (0, 1]",
     "group": "index of the replica group",
@@ -41,6 +42,8 @@ class RouterView:
         self._table.flags.writeable = False
         self._matches = state.replicas["match"].view()
         self._matches.flags.writeable = False
+        self._accepting = state.replicas["accepting"].view()  # health checks have a delay of their own
+        self._accepting.flags.writeable = False
         self._requests = state.requests
         self._control = state.control
         self.request = 0
@@ -94,6 +97,10 @@ class RouterView:
     def kv_free(self) -> NDArray[np.int64]:
         free: NDArray[np.int64] = self._column("kv_total") - self._column("kv_used")
         return free
+
+    @property
+    def accepting(self) -> NDArray[np.int64]:
+        return self._accepting
 
     @property
     def prefix_hit_tokens(self) -> NDArray[np.int64]:

@@ -208,6 +208,14 @@ BATCH = np.dtype(
 
 CHUNK = np.dtype([("request", "i8"), ("tokens", "i8")], align=True)
 
+NEED = np.dtype(
+    [
+        ("held", "i8"),  # tokens that a request of the batch holds
+        ("left", "i8"),  # tokens that it will still add
+    ],
+    align=True,
+)
+
 CACHE = np.dtype(
     [
         ("blocks", "i8"),  # cached blocks of a node on a replica

@@ -29,6 +29,7 @@ LAYOUT = {
     "path_node": (np.dtype(np.int64), 1),  # content of all prompts: nodes and
     "path_tokens": (np.dtype(np.int64), 1),  # tokens of each
     "cache": (dtypes.CACHE, 2),  # (R, nodes), or (1, 1) without prefix caching
+    "needs": (dtypes.NEED, 1),  # (W + 1,) scratch of the lightllm scheduler
     "events": (dtypes.EVENT, 1),  # binary heap
     "faults": (dtypes.FAULT, 1),  # (F,) in order of time
     "classes": (dtypes.CLASS, 1),  # (C,)
@@ -90,6 +91,7 @@ class State:
     path_node: NDArray[np.int64]
     path_tokens: NDArray[np.int64]
     cache: NDArray[Any]
+    needs: NDArray[Any]
     events: NDArray[Any]
     faults: NDArray[Any]
     classes: NDArray[Any]
@@ -182,6 +184,7 @@ def allocate(
         phases=np.zeros((len(lanes), int(groups["block_size"].max())), np.int64),
         batches=np.zeros(num_replicas * stages, dtypes.BATCH),
         chunks=np.zeros((num_replicas * stages, width), dtypes.CHUNK),
+        needs=np.zeros(width + 1, dtypes.NEED),
         path_node=pad(traffic.path_node),
         path_tokens=pad(traffic.path_tokens),
         cache=np.zeros((num_replicas, max(1, traffic.num_nodes)) if caching else (1, 1), dtypes.CACHE),

@@ -7,8 +7,6 @@ requests sorted by remaining output, longest first, the peak is
 
 from __future__ import annotations
 
-import numpy as np
-
 from trimtab.engine.batches import add_chunk
 from trimtab.engine.dtypes import NONE
 from trimtab.engine.jit import jit
@@ -44,13 +42,11 @@ def admit_tokens(state: State, replica: int, batch: int, now: float) -> None:
     if replicas["queue_head"][replica] == NONE:
         return
     pool = state.replicas["pool"][replica]
-    held = np.empty(state.slots.shape[1] + 1, np.int64)
-    left = np.empty(state.slots.shape[1] + 1, np.int64)
     count = 0
     for slot in range(state.lanes["count"][pool]):
         processed = state.lanes["epoch"][pool] + state.slots["offset"][pool, slot]
         to_come = state.slots["finish"][pool, slot] - state.lanes["epoch"][pool] - 1
-        insert_longest_first(held, left, count, processed, max(0, to_come))
+        insert_longest_first(state, count, processed, max(0, to_come))
         count += 1
     while replicas["queue_head"][replica] != NONE:
         request = replicas["queue_head"][replica]
@@ -60,9 +56,9 @@ def admit_tokens(state: State, replica: int, batch: int, now: float) -> None:
             break
         if replicas["running"][replica] == groups["max_seqs"][group]:
             break
-        insert_longest_first(held, left, count, tokens + 1, max(0, requests["decode_tokens"][request] - 2))
+        insert_longest_first(state, count, tokens + 1, max(0, requests["decode_tokens"][request] - 2))
         count += 1
-        if peak_tokens(held, left, count) >= replicas["kv_total"][replica]:
+        if peak_tokens(state, count) >= replicas["kv_total"][replica]:
             break
         dequeue(state, replica, now)
         replicas["kv_used"][replica] += tokens
@@ -71,8 +67,9 @@ def admit_tokens(state: State, replica: int, batch: int, now: float) -> None:
 
 
 @jit
-def insert_longest_first(held: np.ndarray, left: np.ndarray, count: int, tokens: int, to_come: int) -> None:
-    """Keep both arrays sorted by ``left``, largest first."""
+def insert_longest_first(state: State, count: int, tokens: int, to_come: int) -> None:
+    """Keep the needs sorted by what is left, largest first."""
+    held, left = state.needs["held"], state.needs["left"]
     at = count
     while at > 0 and left[at - 1] < to_come:
         held[at] = held[at - 1]
@@ -83,10 +80,11 @@ def insert_longest_first(held: np.ndarray, left: np.ndarray, count: int, tokens:
 
 
 @jit
-def peak_tokens(held: np.ndarray, left: np.ndarray, count: int) -> int:
+def peak_tokens(state: State, count: int) -> int:
+    """KV tokens at the worst moment of the future."""
     total = 0
     peak = 0
     for index in range(count):
-        total += held[index]
-        peak = max(peak, left[index] * (index + 1) + total)
+        total += state.needs["held"][index]
+        peak = max(peak, state.needs["left"][index] * (index + 1) + total)
     return peak

@@ -144,16 +144,7 @@ def allocate(
     lanes = np.zeros(num_replicas * lanes_per_replica, dtypes.LANE)
     lanes["next_finish"] = dtypes.NEVER
 
-    replicas = np.zeros(num_replicas, dtypes.REPLICA)
-    replicas["group"] = group_of
-    replicas["speed"] = np.asarray(speeds)[group_of]
-    replicas["kv_total"] = np.asarray(kv_blocks)[group_of]
-    replicas["pool"] = np.arange(num_replicas) * lanes_per_replica
-    replicas["queue_head"] = replicas["queue_tail"] = NONE
-    replicas["lru_oldest"] = replicas["lru_newest"] = NONE
-    replicas["kv_blank"] = replicas["blank_newest"] = (
-        replicas["kv_total"] * groups["prefix_caching"][group_of]
-    )
+    replicas = _fresh_replicas(group_of, speeds, kv_blocks, lanes_per_replica)
     caching = bool(groups["prefix_caching"].any())
 
     fronts = np.zeros(views, dtypes.VIEW)
@@ -201,6 +192,24 @@ def allocate(
         itl=np.zeros(dtypes.ITL_BINS, np.int64),
         control=control,
     )
+
+
+def _fresh_replicas(
+    group_of: NDArray[np.int64], speeds: list[float], kv_blocks: list[int], lanes_per_replica: int
+) -> NDArray[Any]:
+    """Idle replicas (R,) REPLICA, each with its first lane as its pool."""
+    num_replicas = len(group_of)
+    replicas = np.zeros(num_replicas, dtypes.REPLICA)
+    replicas["group"] = group_of
+    replicas["speed"] = np.asarray(speeds)[group_of]
+    replicas["kv_total"] = np.asarray(kv_blocks)[group_of]
+    replicas["pool"] = np.arange(num_replicas) * lanes_per_replica
+    replicas["queue_head"] = replicas["queue_tail"] = NONE
+    replicas["lru_oldest"] = replicas["lru_newest"] = NONE
+    replicas["kv_blank"] = replicas["blank_newest"] = (
+        replicas["kv_total"] * groups["prefix_caching"][group_of]
+    )
+    return replicas
 
 
 def pad(values: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -144,7 +144,7 @@ def allocate(
     lanes = np.zeros(num_replicas * lanes_per_replica, dtypes.LANE)
     lanes["next_finish"] = dtypes.NEVER
 
-    replicas = _fresh_replicas(group_of, speeds, kv_blocks, lanes_per_replica)
+    replicas = _fresh_replicas(groups, group_of, speeds, kv_blocks, lanes_per_replica)
     caching = bool(groups["prefix_caching"].any())
 
     fronts = np.zeros(views, dtypes.VIEW)
@@ -195,7 +195,11 @@ def allocate(
 
 
 def _fresh_replicas(
-    group_of: NDArray[np.int64], speeds: list[float], kv_blocks: list[int], lanes_per_replica: int
+    groups: NDArray[Any],
+    group_of: NDArray[np.int64],
+    speeds: list[float],
+    kv_blocks: list[int],
+    lanes_per_replica: int,
 ) -> NDArray[Any]:
     """Idle replicas (R,) REPLICA, each with its first lane as its pool."""
     num_replicas = len(group_of)

@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.engine.dtypes import GROUP, Outcome, Scheduler
-from trimtab.engine.state import NOTHING_WRONG, Conditions, State, allocate, pack_tables, whole_fleet
+from trimtab.engine.state import (
+    BRAINLESS,
+    NOTHING_WRONG,
+    Brain,
+    Conditions,
+    State,
+    allocate,
+    pack_tables,
+    whole_fleet,
+)
 from trimtab.errors import TrimtabError
 from trimtab.exectime.tables import ExecTables
 from trimtab.routers import FIRST_PUBLISHED, ROUTERS, Router
@@ -148,6 +157,7 @@ def prepare(
     weights: tuple[float, ...] | None = None,
     conditions: Conditions = NOTHING_WRONG,
     pools: NDArray[Any] | None = None,
+    brain: Brain = BRAINLESS,
 ) -> State:
     """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied.
 
@@ -180,6 +190,7 @@ def prepare(
         signals.snapshots,
         conditions,
         pools,
+        brain,
     )
     state.control["router"] = int(router)
     state.control["choices"] = choices

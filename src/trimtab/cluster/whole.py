@@ -14,6 +14,7 @@ from trimtab.engine.state import State
 from trimtab.routers import FIRST_PUBLISHED, Router
 from trimtab.routers.choose import choose
 from trimtab.routers.heuristics import LEAST_OUTSTANDING, Table, lowest_score
+from trimtab.routers.learned import learned
 from trimtab.routers.prefix_aware import aibrix, bounded_hash, hashed_session, preble, ray_prefix, sglang
 from trimtab.routers.production import lowest_cost, softmax
 
@@ -23,7 +24,7 @@ OUTSIDE, PUBLISHED = int(Router.OUTSIDE), int(FIRST_PUBLISHED)
 DYNAMO_KV = int(Router.DYNAMO_KV)
 SGLANG, RAY_PREFIX, AIBRIX = int(Router.SGLANG), int(Router.RAY_PREFIX), int(Router.AIBRIX)
 PREBLE, BOUNDED_HASH = int(Router.PREBLE), int(Router.BOUNDED_HASH)
-STACK_SESSION = int(Router.STACK_SESSION)
+STACK_SESSION, LEARNED = int(Router.STACK_SESSION), int(Router.LEARNED)
 
 
 @door
@@ -119,6 +120,8 @@ def choose_published(state: State, request: int) -> int:
 def pick_published(state: State, table: Table, base: int, request: int) -> int:
     """What production gateways do; a kind without a rule of its own minimises its cost."""
     kind = state.control["router"][0]
+    if kind == LEARNED:
+        return learned(state, table, base, request)
     if kind == SGLANG:
         return sglang(state, table, base, request)
     if kind == AIBRIX:

@@ -111,7 +111,9 @@ REPLICA = np.dtype(
         ("down", "f8"),  # s, of downtimes that have ended
         # what only routers read
         ("match", "i8"),  # tokens of the prompt being routed that its prefix cache holds
-        ("cost", "f8"),  # of the request being routed, for routers that draw by it
+        ("cost", "f8"),  # of the request being routed, for routers that draw by it; the learned one's score
+        ("bias", "f8"),  # of that score
+        ("share", "f8"),  # of the requests that come here, a moving average
         ("latency_first", "f8"),  # s per output token, arrival to end, summed over its first nine requests
         ("latency_last", "f8"),  # of its latest request, from the tenth on
     ],
@@ -278,6 +280,10 @@ CONTROL = np.dtype(
         ("weight_queue", "f8"),
         ("weight_kv", "f8"),
         ("speed_aware", "i8"),
+        ("hidden", "i8"),  # units per layer of the learned router
+        ("recording", "i8"),  # 1: its decisions are kept
+        ("bias_rate", "f8"),  # of its scores; 0: there is none
+        ("bias_decay", "f8"),  # of the shares that move it
         ("asking", "i8"),  # request that waits for an outside router, or NONE
         ("next_sample", "f8"),  # s
         ("sample_every", "f8"),  # s

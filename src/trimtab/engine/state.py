@@ -41,6 +41,12 @@ LAYOUT = {
     "samples": (dtypes.SAMPLE, 2),  # (S, R)
     "views": (dtypes.VIEW, 1),  # (V,) one per router in front of the fleet
     "seen": (dtypes.REPLICA, 1),  # (V * snapshots * R,) what each router's snapshots hold; empty when fresh
+    "policy": (np.dtype(np.float64), 1),  # the learned router, flat (see ``routers.learned``)
+    "features": (np.dtype(np.float64), 2),  # (R, F) what it sees of each replica
+    "context": (np.dtype(np.float64), 1),  # and of the request; scratch:
+    "pooled": (np.dtype(np.float64), 1),
+    "layer": (np.dtype(np.float64), 1),
+    "decisions": (np.dtype(np.float32), 2),  # (N, ...) what it saw and chose, or (1, 1)
     "homes": (np.dtype(np.int64), 1),  # (sessions + 1,) replica that a session sticks to, or NONE
     "itl": (np.dtype(np.int64), 1),  # (ITL_BINS,) output tokens
     "control": (dtypes.CONTROL, 1),  # (1,)
@@ -76,6 +82,25 @@ class Conditions:
         return bool(len(self.faults) or np.isfinite(self.rate) or np.isfinite(limits).any())
 
 
+@dataclass(frozen=True)
+class Brain:
+    """The learned router's arrays (see ``routers.learned``); empty for all other routers."""
+
+    policy: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    features: NDArray[np.float64] = field(default_factory=lambda: np.zeros((1, 1)))
+    context: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    pooled: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    layer: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    decisions: NDArray[np.float32] = field(default_factory=lambda: np.zeros((1, 1), np.float32))
+    hidden: int = 0
+    recording: bool = False
+    bias_rate: float = 0.0
+    bias_decay: float = 0.01
+
+
+BRAINLESS = Brain()
+
+
 class State:
     """Tables of a run: R replicas, L lanes per replica, W slots per lane, P pipeline stages.
 
@@ -105,6 +130,12 @@ class State:
     samples: NDArray[Any]
     views: NDArray[Any]
     seen: NDArray[Any]
+    policy: NDArray[np.float64]
+    features: NDArray[np.float64]
+    context: NDArray[np.float64]
+    pooled: NDArray[np.float64]
+    layer: NDArray[np.float64]
+    decisions: NDArray[np.float32]
     homes: NDArray[np.int64]
     itl: NDArray[np.int64]
     control: NDArray[Any]
@@ -135,6 +166,7 @@ def allocate(
     snapshots: int = 0,
     conditions: Conditions = NOTHING_WRONG,
     pools: NDArray[Any] | None = None,
+    brain: Brain = BRAINLESS,
 ) -> State:
     """A fresh state at time zero. The requests are copied; per group: replicas, KV blocks, speed.
 
@@ -163,6 +195,8 @@ def allocate(
     control["next_sample"] = 0.0
     control["sample_every"] = 0.01
     control["last"] = num_replicas
+    for name in ("hidden", "recording", "bias_rate", "bias_decay"):
+        control[name] = getattr(brain, name)
     _set_conditions(control, replicas, conditions)
     # with faults: a retry and two timeouts per request, a breaker per replica, the next fault
     pending = 3 * len(requests) + num_replicas + 1 if conditions.watching else len(requests) - timed
@@ -198,6 +232,12 @@ def allocate(
         samples=np.zeros((SAMPLE_CAPACITY, num_replicas), dtypes.SAMPLE),
         views=np.zeros(views, dtypes.VIEW),
         seen=np.tile(replicas, views * snapshots),
+        policy=brain.policy,
+        features=brain.features,
+        context=brain.context,
+        pooled=brain.pooled,
+        layer=brain.layer,
+        decisions=brain.decisions,
         homes=np.full(int(requests["session"].max()) + 2, NONE, np.int64),
         itl=np.zeros(dtypes.ITL_BINS, np.int64),
         control=control,

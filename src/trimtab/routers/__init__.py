@@ -39,6 +39,7 @@ class Router(IntEnum):
     RAY_PREFIX = 24
     PREBLE = 25
     BOUNDED_HASH = 26
+    LEARNED = 27  # a trained policy (``learned``)
 
 
 FIRST_PUBLISHED = Router.LEAST_BUSY  # from here on: routers of production gateways
@@ -256,6 +257,14 @@ ROUTERS: dict[str, RouterInfo] = {
             compared=False,
         ),
         *PUBLISHED,
+        RouterInfo(
+            "learned",
+            Router.LEARNED,
+            "a small network trained by trimtab train; router.policy names its file, by default the shipped one",
+            "-score(features of the replica, of the others, of the request)",
+            aliases=("ppo",),
+            matches=True,
+        ),
     )
 }
 

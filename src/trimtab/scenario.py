@@ -82,6 +82,7 @@ FILE_KEYS = (  # values that may name a file
     ("workload", "lengths", "name"),
     ("replicas", "exectime", "path"),
     ("replicas", "model"),
+    ("router", "policy"),
 )
 
 
@@ -156,7 +157,8 @@ class RouterConfig(Section):
 
     ``knows`` is what it assumes of a request's output: ``none`` (the mean of the workload), ``class-mean``
     (of its SLO class), ``predictor`` (the truth times a lognormal error of sigma ``error``) or ``oracle``.
-    ``temperature`` is dynamo-kv's; ``weights`` = [prefix, queue, kv] replace the defaults of llm-d and gie.
+    ``temperature`` is dynamo-kv's and learned's; ``weights`` = [prefix, queue, kv] replace the defaults of
+    llm-d and gie; ``policy`` is the file of a policy that trimtab train wrote, for learned.
     """
 
     name: str = "least-outstanding"
@@ -167,6 +169,7 @@ class RouterConfig(Section):
     error: NonNegative = 0.5
     temperature: NonNegative = 0.0
     weights: Annotated[list[NonNegative], Field(min_length=3, max_length=3)] | None = None
+    policy: str | None = None
 
 
 class SignalsConfig(Section):

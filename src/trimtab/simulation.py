@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from trimtab.cluster import Fleet, Signals, prepare, run
 from trimtab.cluster.run import Ask, Progress
 from trimtab.conditions import assign_classes, build_conditions
-from trimtab.engine.state import State
+from trimtab.engine.state import BRAINLESS, Brain, State
 from trimtab.errors import TrimtabError
 from trimtab.fleet import build_fleets
 from trimtab.pools import build_pools, pool_of_classes
 from trimtab.result import Group, Result
 from trimtab.routers import Router, get_router
+from trimtab.routers.learned import make_brain
+from trimtab.routers.policy_file import load_policy
 from trimtab.routers.view import RouterView
 from trimtab.scenario import Scenario, load_scenario
 from trimtab.workload import Traffic, build_traffic, expected_outputs
@@ -66,7 +68,8 @@ def simulate(
     traffic = build_traffic(chosen.workload, chosen.seed)
     assign_classes(traffic.requests, chosen)
     fleets, groups = build_fleets(chosen, traffic.requests)
-    state = start(chosen, traffic, fleets, outside=callable(router), max_iterations=max_iterations)
+    kind = Router.OUTSIDE if callable(router) else None
+    state = start(chosen, traffic, fleets, kind, max_iterations)
     ask = _ask_python(state, router) if callable(router) else None
     until = chosen.time_limit_s or np.inf
     cpu_seconds = run(state, ask, until, progress)
@@ -77,12 +80,19 @@ def start(
     scenario: Scenario,
     traffic: Traffic,
     fleets: list[Fleet],
-    outside: bool = False,
+    kind: Router | None = None,
     max_iterations: int | None = None,
+    brain: Brain | None = None,
 ) -> State:
-    """The engine's state at time zero, with the scenario's router, and what it knows, in place."""
+    """The engine's state at time zero, with the scenario's router, and what it knows, in place.
+
+    ``kind`` replaces the scenario's router; ``brain`` the policy that the learned one reads from its file.
+    """
     config = scenario.router
-    kind = Router.OUTSIDE if outside else get_router(config.name).kind
+    kind = get_router(config.name).kind if kind is None else kind
+    if kind == Router.LEARNED and brain is None:
+        policy = load_policy(config.policy)
+        brain = make_brain(policy.values, policy.hidden, scenario.num_replicas)
     if kind == Router.REPLAY:
         requests = _with_assignment(traffic.requests, scenario)
         traffic = replace(traffic, requests=requests)
@@ -107,6 +117,7 @@ def start(
         tuple(config.weights) if config.weights else None,
         build_conditions(scenario, traffic.requests),
         build_pools(scenario),
+        brain or BRAINLESS,
     )
 
 

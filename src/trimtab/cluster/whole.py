@@ -53,6 +53,16 @@ def answer_whole(state: State, replica: int) -> None:
     send(state, request, replica, state.control["now"][0])
 
 
+@door
+def consult(state: State, router: int) -> int:
+    """What another ``router`` would answer to the question that waits. Nobody is sent anywhere."""
+    asked = state.control["router"][0]
+    state.control["router"][0] = router
+    replica = choose_anew(state, state.control["asking"][0])
+    state.control["router"][0] = asked
+    return replica
+
+
 @jit
 def see_to(state: State, kind: int, who: int) -> int:
     """What happens now to ``who``: a request that comes, a replica, a fault of the list, ..."""

@@ -260,7 +260,7 @@ ROUTERS: dict[str, RouterInfo] = {
         RouterInfo(
             "learned",
             Router.LEARNED,
-            "a small network trained by trimtab train; router.policy names its file, by default the shipped one",
+            "a small network trained by trimtab train; router.policy is its file, by default the shipped one",
             "-score(features of the replica, of the others, of the request)",
             aliases=("ppo",),
             matches=True,

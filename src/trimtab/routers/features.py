@@ -17,7 +17,10 @@ from trimtab.routers.heuristics import Table
 FEATURES: dict[str, tuple[str, str]] = {
     "first_token": ("s", "queued prompts, this prompt's misses and what is left of the running iteration"),
     "queued_prompts": ("s", "prompt tokens not yet computed, at the replica's own rate"),
-    "own_prompt": ("s", "this prompt's tokens that its prefix cache does not hold, at the replica's own rate"),
+    "own_prompt": (
+        "s",
+        "this prompt's tokens that its prefix cache does not hold, at the replica's own rate",
+    ),
     "iteration_left": ("s", "until the running iteration ends; 0 with stale signals"),
     "decoding": ("s", "output tokens expected of outstanding requests, at the replica's own rate"),
     "waiting": ("requests", "queued"),

@@ -1,0 +1,1 @@
+"""The learned router: environments, demonstrations, cloning, PPO. Needs the extra ``learn``."""

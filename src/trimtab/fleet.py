@@ -79,7 +79,7 @@ def _build(group: ReplicaGroup, longest: int) -> tuple[Fleet, Group]:
         name=name,
         scheduler=info.kind,
         tables=build_tables(group, model, device, node, max_seqs, max_chunk, longest),
-        count=group.count,
+        count=group.slots,
         num_blocks=num_blocks,
         max_seqs=max_seqs,
         token_budget=token_budget,

@@ -43,6 +43,7 @@ from trimtab.scenario_workload import (
 __all__ = [
     "Admission",
     "Arrivals",
+    "Autoscale",
     "BurstArrivals",
     "DiurnalArrivals",
     "EmpiricalLengths",
@@ -128,8 +129,27 @@ class ExecTimeConfig(Section):
     max_depth: Count = 16
 
 
+class Autoscale(Section):
+    """Keeps ``min`` to ``max`` replicas, as many as bring ``metric`` to its ``target``: requests waiting
+    (``queue``) or waiting and running (``outstanding``) per replica, the share of KV blocks in use (``kv``),
+    or the share of first tokens of the last ``window_s`` within slo.ttft_ms (``slo``).
+
+    It looks every ``interval_s``; what it orders serves ``provision_s`` later; it sends replicas away when
+    that has been right for ``scale_down_delay_s``.
+    """
+
+    min: Annotated[int, Field(ge=0)] = 1
+    max: Count
+    metric: Literal["queue", "outstanding", "kv", "slo"] = "queue"
+    target: Positive
+    interval_s: Positive = 15.0
+    provision_s: NonNegative = 120.0
+    scale_down_delay_s: NonNegative = 300.0
+    window_s: Positive = 60.0
+
+
 class ReplicaGroup(Section):
-    """``count`` identical replicas of one model on one kind of device.
+    """``count`` identical replicas of one model on one kind of device; with ``autoscale``, at the start.
 
     ``model`` is a name or the path of a Hugging Face config.json. ``tp`` devices share every layer, ``pp``
     stages share the layers; ``ep`` = tp puts whole experts on each of these devices instead of slices, the
@@ -149,6 +169,12 @@ class ReplicaGroup(Section):
     scheduler: SchedulerConfig = SchedulerConfig()
     exectime: ExecTimeConfig = ExecTimeConfig()
     name: str | None = None
+    autoscale: Autoscale | None = None
+
+    @property
+    def slots(self) -> int:
+        """Replicas that there can be at once."""
+        return self.autoscale.max if self.autoscale else self.count
 
 
 class RouterConfig(Section):
@@ -287,7 +313,8 @@ class Scenario(Section):
 
     @property
     def num_replicas(self) -> int:
-        return sum(group.count for group in self.replicas)
+        """Replicas that there can be at once, as they are numbered."""
+        return sum(group.slots for group in self.replicas)
 
     def digest(self) -> str:
         """Twelve hex digits that change when anything that affects the run changes."""

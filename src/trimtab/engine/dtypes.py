@@ -397,8 +397,8 @@ class Event(IntEnum):
     BREAKER = 2  # a circuit breaker closes
     TIMEOUT = 3
     FIRST_TOKEN_TIMEOUT = 4
-    PROVISIONED = 5  # a replica that autoscaling ordered comes into service
-    SCALE = 6  # autoscaling looks at its group
+    SCALE = 5  # autoscaling looks at its group; who is let in by a new replica must be seen to be there
+    PROVISIONED = 6  # a replica that autoscaling ordered comes into service
     ARRIVAL = 7  # retries too
     FORM = 8  # batches form when all that ends and arrives at an instant is known
     # load samples are taken after every event of their time

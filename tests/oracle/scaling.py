@@ -12,6 +12,7 @@ from typing import Any
 from oracle.faults import FaultyCluster, OracleConditions, OracleFault
 from oracle.loop import PROVISIONED, SCALE, Replica
 from oracle.parts import Iteration, OracleReplica, Request, requests_of
+from oracle.schedulers import SCHEDULERS
 from trimtab.workload import Traffic
 
 
@@ -169,13 +170,16 @@ class ScaledCluster(FaultyCluster):
             super().befall(now, fault)
 
     def after_event(self, now: float) -> None:
-        """Who was leaving and has nothing left is off; another machine will be up and healthy."""
+        """Who was leaving and has nothing left is off; another machine will be up, healthy and
+        know no prefix."""
         for index, power in enumerate(self.power):
             if power == "leaving" and self.replicas[index].outstanding == 0:
                 self.set_power(now, index, "off")
                 health = self.health[index]
                 health.up = health.seen_up = True
                 health.failures = 0
+                replica = self.replicas[index]
+                replica.scheduler = SCHEDULERS[replica.settings.scheduler](replica.settings)
 
 
 def simulate_scaled(

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from trimtab.cluster import Fleet
 from trimtab.errors import TrimtabError
 from trimtab.exectime import build_tables, tokens_per_second
+from trimtab.exectime.tables import ExecTables
 from trimtab.hardware import (
     Device,
     Model,
+    Node,
     attention_flops_per_pair,
     get_device,
     get_model,
@@ -41,7 +43,7 @@ def build_fleets(groups: list[ReplicaGroup], requests: NDArray[np.void]) -> tupl
     """
     longest = int((requests["prefill_tokens"] + requests["decode_tokens"]).max())
     pairs = [_build(group, index, longest) for index, group in enumerate(groups)]
-    rates = [tokens_per_second(fleet.tables, fleet.stages) for fleet, _ in pairs]
+    rates = [tokens_per_second(fleet.tables, fleet.stages, fleet.speculation) for fleet, _ in pairs]
     fleets = [replace(fleet, speed=rate / max(rates)) for (fleet, _), rate in zip(pairs, rates, strict=True)]
     return fleets, [facts for _, facts in pairs]
 
@@ -66,11 +68,12 @@ def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]
     max_chunk = (
         min(max(token_budget, longest), LARGEST_CHUNK) if info.reserves else min(token_budget, LARGEST_CHUNK)
     )
+    tables = _tables(group, model, device, node, max_seqs, max_chunk, longest)
     watermark = info.watermark if config.watermark is None else config.watermark
     fleet = Fleet(
         name=name,
         scheduler=info.kind,
-        tables=build_tables(group, model, device, node, max_seqs, max_chunk, longest),
+        tables=tables,
         count=group.count,
         num_blocks=num_blocks,
         max_seqs=max_seqs,
@@ -82,8 +85,26 @@ def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]
         max_waiting_iters=config.max_waiting_iters,
         priority=config.policy == "priority",
         prefix_caching=config.prefix_caching,
+        speculation=group.speculation,
     )
     return fleet, _facts(group, fleet, model, device, info)
+
+
+def _tables(
+    group: ReplicaGroup,
+    model: Model,
+    device: Device,
+    node: Node,
+    max_seqs: int,
+    max_chunk: int,
+    longest: int,
+) -> ExecTables:
+    """With speculation drafts are verified too: rows of logits for them, but no attention of their own."""
+    if group.speculation is None:
+        return build_tables(group, model, device, node, max_seqs, max_chunk, longest)
+    rows = max_seqs * (1 + group.speculation.tokens)
+    tables = build_tables(group, model, device, node, rows, max_chunk, longest)
+    return replace(tables, decode_s=tables.decode_s[: max_seqs + 1])
 
 
 def _planned_blocks(group: ReplicaGroup, model: Model, device: Device, block_size: int, longest: int) -> int:

@@ -105,6 +105,7 @@ def start(
         config.temperature,
         tuple(config.weights) if config.weights else None,
         build_conditions(scenario, traffic.requests),
+        seed=scenario.seed,
     )
 
 

@@ -7,7 +7,7 @@ import math
 from trimtab.engine.dtypes import Event, Scheduler
 from trimtab.engine.heap import push
 from trimtab.engine.jit import jit
-from trimtab.engine.lanes import first_token, free_lane, return_to_pool, step
+from trimtab.engine.lanes import first_token, free_lane, return_to_pool, step, step_on
 from trimtab.engine.prefix import evict
 from trimtab.engine.record import record_iteration
 from trimtab.engine.state import State
@@ -32,6 +32,7 @@ def begin(state: State, replica: int) -> int:
         batches["lane"][batch] = replicas["pool"][replica]
     else:
         batches["lane"][batch] = free_lane(state, replica)
+    batches["emits"][batch] = 1
     batches["preempted"][batch] = 0
     batches["short"][batch] = 0
     clear(state, batch)
@@ -93,12 +94,12 @@ def drop_chunk(state: State, group: int, batch: int, request: int) -> int:
 
 @jit
 def add_decodes(state: State, batch: int) -> None:
-    """All decodes of the batch's lane join it, one token each."""
-    lane = state.batches["lane"][batch]
+    """All decodes of the batch's lane join it."""
+    lane, emits = state.batches["lane"][batch], state.batches["emits"][batch]
     decodes = state.lanes["decodes"][lane]
     state.batches["decodes"][batch] = decodes
     state.batches["decode_kv"][batch] = state.lanes["kv_sum"][lane]
-    state.batches["pairs"][batch] += decodes + state.lanes["kv_sum"][lane]
+    state.batches["pairs"][batch] += emits * (emits * decodes + state.lanes["kv_sum"][lane])
 
 
 @jit
@@ -112,6 +113,30 @@ def line(state: State, start: int, last: int, at: float) -> float:
     low = int(at)
     value = curves[start + low]
     return value + (at - low) * (curves[start + low + 1] - value)
+
+
+@jit
+def round_up(tokens: int, unit: int) -> int:
+    return (tokens + unit - 1) // unit * unit
+
+
+@jit
+def token_seconds(state: State, group: int, tokens: int, rows: int) -> float:
+    """All that depends on the tokens of a batch alone, and on the rows of logits that it yields."""
+    groups = state.groups
+    last = groups["tokens_last"][group]
+    rounded = float(round_up(tokens, groups["token_round"][group]))
+    seconds = line(state, groups["token_at"][group], last, rounded)
+    seconds += line(state, groups["kv_write_at"][group], last, float(tokens))
+    return seconds + line(state, groups["cpu_at"][group], groups["cpu_last"][group], float(rows))
+
+
+@jit
+def draft_seconds(state: State, group: int, batch: int) -> float:
+    """Drafting for the decodes of a batch: each token a share of a plain iteration of theirs."""
+    decodes = state.batches["decodes"][batch]
+    plain = token_seconds(state, group, decodes, decodes) + decode_seconds(state, group, batch)
+    return state.groups["draft_tokens"][group] * state.groups["draft_cost"][group] * plain
 
 
 @jit
@@ -160,17 +185,15 @@ def launch(state: State, replica: int, batch: int, now: float) -> None:
     if groups["prefix_caching"][group]:
         evict(state, replica)
     decodes, prefills = batches["decodes"][batch], batches["prefills"][batch]
-    tokens = batches["prefill_tokens"][batch] + decodes
-    unit = groups["token_round"][group]
-    rounded = (tokens + unit - 1) // unit * unit
-    last = groups["tokens_last"][group]
-    seconds = line(state, groups["token_at"][group], last, float(rounded))
-    seconds += line(state, groups["kv_write_at"][group], last, float(tokens))
-    seconds += line(state, groups["cpu_at"][group], groups["cpu_last"][group], float(decodes + prefills))
+    drafts = groups["draft_tokens"][group] * decodes
+    tokens = batches["prefill_tokens"][batch] + decodes + drafts
+    seconds = token_seconds(state, group, tokens, decodes + drafts + prefills)
     if decodes > 0:
         seconds += decode_seconds(state, group, batch)
     if prefills > 0:
         seconds += prefill_seconds(state, group, batch)
+    if drafts > 0:
+        seconds += draft_seconds(state, group, batch)
     stages = groups["stages"][group]
     first = replica * ring_size(state)
     slow = replicas["slow"][replica]
@@ -180,7 +203,8 @@ def launch(state: State, replica: int, batch: int, now: float) -> None:
     for stage in range(stages):
         spent = seconds
         if stage < stages - 1:
-            spent += line(state, groups["send_at"][group], last, float(rounded))
+            rounded = float(round_up(tokens, groups["token_round"][group]))
+            spent += line(state, groups["send_at"][group], groups["tokens_last"][group], rounded)
         spent *= slow
         clock = max(clock, batches["stage_free"][first + stage]) + spent
         batches["stage_free"][first + stage] = clock
@@ -212,6 +236,9 @@ def land(state: State, replica: int, now: float) -> None:
     seconds = batches["spent"][batch]
     if batches["decodes"][batch] > 0:
         step(state, replica, lane, now, seconds)
+        if state.groups["draft_tokens"][group] > 0:
+            replicas["decode_steps"][replica] += batches["decodes"][batch]
+            step_on(state, replica, lane, batches["emits"][batch] - 1, now)
     for index in range(batches["prefills"][batch]):
         request = state.chunks["request"][batch, index]
         tokens = state.chunks["tokens"][batch, index]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.scenario import Speculation
+
 Seconds = NDArray[np.float64]
 
 
@@ -52,21 +54,28 @@ class ExecTables:
         decode_kv: list[int],
         prefills: list[tuple[int, int]],
         last_stage: bool = True,
+        speculation: Speculation | None = None,
     ) -> float:
         """One stage's seconds for a batch: KV tokens of each decode, (kv, chunk) of each prefill.
 
+        With ``speculation`` drafting is added, and each decode and its drafts are verified together:
+        tokens for T and rows of logits for B, but one read of the decode's KV.
+
         The readable form of what the compiled engine does; tests hold the two equal.
         """
-        tokens = len(decode_kv) + sum(chunk for _, chunk in prefills)
+        drafts = speculation.tokens * len(decode_kv) if speculation else 0
+        tokens = len(decode_kv) + drafts + sum(chunk for _, chunk in prefills)
         rounded = -(-tokens // self.token_round) * self.token_round
         seconds = _line(self.token_s, rounded) + _line(self.kv_write_s, tokens)
-        seconds += _line(self.cpu_s, len(decode_kv) + len(prefills))
+        seconds += _line(self.cpu_s, len(decode_kv) + drafts + len(prefills))
         if decode_kv:
             mean = sum(decode_kv) / len(decode_kv)
             seconds += self._decode(len(decode_kv), int(mean) if self.vidur else mean)
         if prefills:
             many = self.many_prefills_factor if len(prefills) > 1 else 1.0
             seconds += self._prefill(prefills) * many
+        if speculation and decode_kv:
+            seconds += speculation.tokens * speculation.draft_cost * self.stage_seconds(decode_kv, [])
         return seconds if last_stage else seconds + _line(self.send_s, rounded)
 
     def _decode(self, count: int, mean_kv: float) -> float:

@@ -219,11 +219,18 @@ def _scalars(result: Result, rows: dict[str, Any]) -> dict[str, float]:
             result.replicas["hit_tokens"].sum(),
             (result.replicas["hit_tokens"] + result.replicas["prefill_done"]).sum(),
         ),
+        "tokens_per_step": _tokens_per_step(result),
         "availability": _availability(result),
         "class_fairness": class_fairness(result),
         "cost": cost,
         "cost_per_million_output_tokens": _ratio(1e6 * cost, tokens_out),
     }
+
+
+def _tokens_per_step(result: Result) -> float:
+    """Of the replicas that speculate."""
+    steps = result.replicas["decode_steps"]
+    return _ratio(result.replicas["decode_done"][steps > 0].sum(), steps.sum())
 
 
 def _availability(result: Result) -> float:

@@ -13,8 +13,9 @@ from cluster.conftest import run_engine
 from cluster.test_against_oracle import assert_equal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle import OracleConditions, OracleReplica, request_table
-from oracle.parts import drafts_accepted
+from oracle import OracleConditions, OracleReplica, Request, loop, request_table
+from oracle.parts import Entry, drafts_accepted, requests_of
+from oracle.schedulers import VllmV1
 from pydantic import ValidationError
 from strategies import Cluster, clusters, plain_tables, speculating_clusters, troubled
 
@@ -112,6 +113,49 @@ def test_a_request_alone_steps_by_the_formula(tokens: int, acceptance: float) ->
     assert abs((output - 1) / steps - mean) <= 4.5 * spread / steps**0.5 + (tokens + 1) / steps
 
 
+class OwnLuck(VllmV1):
+    """Every decode tosses for itself, as in reality."""
+
+    rng = np.random.default_rng(0)
+
+    def next_entry(self, request: Request) -> Entry:
+        entry, law = super().next_entry(request), self.settings.speculation
+        if entry.decode and law:
+            accepted = np.cumprod(self.rng.random(law.tokens) < law.acceptance)
+            entry.tokens = 1 + int(accepted.sum())
+        return entry
+
+
+def latencies(table: Any, scheduler: type[VllmV1], seed: int) -> tuple[float, float]:
+    """Mean s to the first and to the last token, on one replica that is busy most of the time."""
+    law = Speculation(tokens=4, acceptance=0.7, draft_cost=0.05)
+    tables = plain_tables(fixed=0.01, per_token=2e-4)
+    cluster = loop.Cluster(requests_of(table), [OracleReplica(tables, speculation=law)], "round_robin")
+    cluster.seed = seed
+    cluster.replicas[0].scheduler = scheduler(cluster.replicas[0].settings)
+    cluster.run()
+    first = np.mean([request.first_token - request.arrival for request in cluster.requests])
+    return float(first), float(np.mean([request.finished - request.arrival for request in cluster.requests]))
+
+
+def test_sharing_luck_moves_means_little() -> None:
+    """One draw per batch against one per decode: means within 3 %, at about ten decodes per batch."""
+    OwnLuck.rng = np.random.default_rng(0)
+    shared, own = [], []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        arrivals = np.cumsum(rng.exponential(1 / 8.0, 1000))
+        prompts, outputs = rng.integers(50, 300, 1000), rng.integers(20, 200, 1000)
+        rows = [
+            {"arrival": at, "prefill_tokens": prompt, "decode_tokens": output}
+            for at, prompt, output in zip(arrivals, prompts, outputs, strict=True)
+        ]
+        shared.append(latencies(request_table(rows), VllmV1, seed))
+        own.append(latencies(request_table(rows), OwnLuck, seed))
+    ratios = np.mean(shared, axis=0) / np.mean(own, axis=0)
+    assert (np.abs(ratios - 1) < 0.03).all(), ratios
+
+
 # --- by hand ------------------------------------------------------------------------------------
 
 
@@ -150,6 +194,25 @@ def test_drafts_take_budget_and_the_tokens_kept_take_blocks() -> None:
         count = int(state.control["iterations"][0])
         assert state.iterations["decodes"][:count].tolist() == decodes
         assert state.iterations["kv_used"][:count].tolist() == kv_used
+
+
+def test_a_decode_taken_back_returns_its_drafts_too() -> None:
+    """Two of three decodes fit the budget. The first is preempted for the second: the third goes along."""
+    first = {"arrival": 0.0, "prefill_tokens": 1, "decode_tokens": 4, "priority": 1}
+    others = [{"arrival": 1.0, "prefill_tokens": 1, "decode_tokens": 2} for _ in range(2)]
+    requests = request_table([first, *others])
+    replica = OracleReplica(
+        plain_tables(per_token=0.0),
+        token_budget=4,
+        block_size=1,
+        num_blocks=5,
+        policy="priority",
+        speculation=Speculation(tokens=1, acceptance=0.0),
+    )
+    state = run_engine(requests, [replica], "round_robin")
+    assert state.iterations["decodes"][:3].tolist() == [0, 1, 2]
+    assert state.requests["preemptions"].tolist() == [1, 0, 0]
+    assert_equal(Cluster(requests, [replica], "round_robin"))
 
 
 # --- off is off ---------------------------------------------------------------------------------

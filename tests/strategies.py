@@ -329,7 +329,6 @@ def speculating_clusters(draw: st.DrawFn) -> Cluster:
         replica.speculation = Speculation(
             tokens=draw(st.integers(1, 7)),
             acceptance=draw(st.sampled_from([0.0, 0.4, 0.8, 0.97])),
-            draft_cost=draw(st.sampled_from([0.0, 0.1, 0.7])),
         )
         replica.token_budget += replica.speculation.tokens
     return cluster

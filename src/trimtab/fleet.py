@@ -99,12 +99,13 @@ def _tables(
     max_chunk: int,
     longest: int,
 ) -> ExecTables:
-    """With speculation drafts are verified too: rows of logits for them, but no attention of their own."""
+    """With speculation decodes are drafted, and logits needed for every draft."""
     if group.speculation is None:
         return build_tables(group, model, device, node, max_seqs, max_chunk, longest)
     rows = max_seqs * (1 + group.speculation.tokens)
     tables = build_tables(group, model, device, node, rows, max_chunk, longest)
-    return replace(tables, decode_s=tables.decode_s[: max_seqs + 1])
+    tables = replace(tables, decode_s=tables.decode_s[: max_seqs + 1])
+    return tables.with_drafting(group.speculation.tokens * group.speculation.draft_cost)
 
 
 def _planned_blocks(group: ReplicaGroup, model: Model, device: Device, block_size: int, longest: int) -> int:

@@ -17,7 +17,7 @@ from oracle import OracleConditions, OracleReplica, Request, loop, request_table
 from oracle.parts import Entry, drafts_accepted, requests_of
 from oracle.schedulers import VllmV1
 from pydantic import ValidationError
-from strategies import Cluster, clusters, plain_tables, speculating_clusters, troubled
+from strategies import Cluster, clusters, plain_tables, random_tables, speculating_clusters, troubled
 
 import trimtab
 from trimtab.engine import speculation as compiled
@@ -128,8 +128,8 @@ class OwnLuck(VllmV1):
 
 def latencies(table: Any, scheduler: type[VllmV1], seed: int) -> tuple[float, float]:
     """Mean s to the first and to the last token, on one replica that is busy most of the time."""
-    law = Speculation(tokens=4, acceptance=0.7, draft_cost=0.05)
-    tables = plain_tables(fixed=0.01, per_token=2e-4)
+    law = Speculation(tokens=4, acceptance=0.7)
+    tables = plain_tables(fixed=0.01, per_token=2e-4).with_drafting(4 * 0.05)
     cluster = loop.Cluster(requests_of(table), [OracleReplica(tables, speculation=law)], "round_robin")
     cluster.seed = seed
     cluster.replicas[0].scheduler = scheduler(cluster.replicas[0].settings)
@@ -159,9 +159,10 @@ def test_sharing_luck_moves_means_little() -> None:
 # --- by hand ------------------------------------------------------------------------------------
 
 
-def one_request(law: Speculation, output: int, **tables: float) -> Any:
+def one_request(law: Speculation, output: int) -> Any:
     row = {"arrival": 0.0, "prefill_tokens": 5, "decode_tokens": output}
-    replica = OracleReplica(plain_tables(**tables), speculation=law)
+    tables = plain_tables().with_drafting(law.tokens * law.draft_cost)
+    replica = OracleReplica(tables, speculation=law)
     return run_engine(request_table([row]), [replica], "round_robin")
 
 
@@ -173,6 +174,28 @@ def test_a_step_by_hand() -> None:
     assert state.requests["execution"][0] == 39.0
     gaps = np.repeat(itl_centres_ms() / 1e3, state.itl)  # three tokens at one instant
     np.testing.assert_allclose(gaps, [0.0, 0.0, 24.0], rtol=2e-3, atol=2e-6)
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    share=st.floats(0.0, 3.0),
+    count=st.integers(0, 7),
+    kv=st.integers(1, 100),
+    prefills=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 40)), max_size=3),
+)
+@many
+def test_drafting_costs_its_share_of_a_plain_iteration(
+    seed: int, share: float, count: int, kv: int, prefills: list[tuple[int, int]]
+) -> None:
+    """Inside the tables; beyond their end everything goes on in proportion."""
+    tables = random_tables(seed)
+    rows, columns = tables.decode_s.shape
+    decodes = [min(kv, (columns - 1) * tables.kv_step)] * min(count, rows - 1)
+    plain = tables.stage_seconds(decodes, prefills)
+    alone = tables.stage_seconds(decodes, [])
+    drafting = tables.with_drafting(share)
+    assert drafting.stage_seconds(decodes, prefills) == pytest.approx(plain + share * alone)
+    assert drafting.stage_seconds([], prefills) == tables.stage_seconds([], prefills)
 
 
 def test_an_answer_ends_inside_a_step() -> None:

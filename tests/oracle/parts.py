@@ -22,7 +22,8 @@ from trimtab.scenario import Speculation
 
 @dataclass
 class OracleReplica:
-    """One replica: how fast it is (``tables``), how it batches, how much KV it has.
+    """One replica: how fast it is (``tables``, drafting included), how it
+    batches, how much KV it has.
 
     ``token_budget`` is max_tokens_in_batch for vllm and lightllm, the chunk size for sarathi and
     max_num_batched_tokens for vllm_v1. ``max_blocks_per_sequence`` is what orca and
@@ -153,7 +154,8 @@ class Batch:
         """Time on one stage; the stage that sends its activations on is busy while it sends."""
         decodes = [entry.past for entry in self.entries if entry.decode]
         prefills = [(entry.past, entry.tokens) for entry in self.entries if not entry.decode]
-        return settings.tables.stage_seconds(decodes, prefills, last_stage, settings.speculation)
+        drafts = settings.speculation.tokens if settings.speculation else 0
+        return settings.tables.stage_seconds(decodes, prefills, last_stage, drafts)
 
 
 def scramble(word: int) -> int:

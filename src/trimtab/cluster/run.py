@@ -56,7 +56,10 @@ FRESH = Signals()
 
 @dataclass(frozen=True)
 class Fleet:
-    """``count`` identical replicas as the engine sees them. Sizes in tokens, blocks, sequences."""
+    """``count`` identical replicas as the engine sees them. Sizes in tokens, blocks, sequences.
+
+    With ``speculation`` the ``tables`` hold the drafting already (``ExecTables.with_drafting``).
+    """
 
     name: str
     scheduler: Scheduler
@@ -232,12 +235,12 @@ def _fill_group(row: Any, fleet: Fleet) -> None:
     chunk, batch, kv = 512, 64, 1024
     tables = fleet.tables
     row["prefill_s"] = fleet.stages * tables.stage_seconds([], [(0, chunk)]) / chunk
-    tokens = batch * (fleet.speculation.tokens_per_step if fleet.speculation else 1)
-    row["decode_s"] = fleet.stages * tables.stage_seconds([kv] * batch, [], True, fleet.speculation) / tokens
+    row["decode_s"] = fleet.stages * tables.stage_seconds([kv] * batch, []) / batch
     if fleet.speculation:
+        tokens = batch * fleet.speculation.tokens_per_step
+        row["decode_s"] = tables.stage_seconds([kv] * batch, [], drafts=fleet.speculation.tokens) / tokens
         row["draft_tokens"] = fleet.speculation.tokens
         row["acceptance"] = fleet.speculation.acceptance
-        row["draft_cost"] = fleet.speculation.draft_cost
 
 
 def run(

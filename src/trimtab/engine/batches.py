@@ -7,7 +7,7 @@ import math
 from trimtab.engine.dtypes import Event, Scheduler
 from trimtab.engine.heap import push
 from trimtab.engine.jit import jit
-from trimtab.engine.lanes import first_token, free_lane, return_to_pool, step, step_on
+from trimtab.engine.lanes import first_token, free_lane, return_to_pool, step
 from trimtab.engine.prefix import evict
 from trimtab.engine.record import record_iteration
 from trimtab.engine.state import State
@@ -116,30 +116,6 @@ def line(state: State, start: int, last: int, at: float) -> float:
 
 
 @jit
-def round_up(tokens: int, unit: int) -> int:
-    return (tokens + unit - 1) // unit * unit
-
-
-@jit
-def token_seconds(state: State, group: int, tokens: int, rows: int) -> float:
-    """All that depends on the tokens of a batch alone, and on the rows of logits that it yields."""
-    groups = state.groups
-    last = groups["tokens_last"][group]
-    rounded = float(round_up(tokens, groups["token_round"][group]))
-    seconds = line(state, groups["token_at"][group], last, rounded)
-    seconds += line(state, groups["kv_write_at"][group], last, float(tokens))
-    return seconds + line(state, groups["cpu_at"][group], groups["cpu_last"][group], float(rows))
-
-
-@jit
-def draft_seconds(state: State, group: int, batch: int) -> float:
-    """Drafting for the decodes of a batch: each token a share of a plain iteration of theirs."""
-    decodes = state.batches["decodes"][batch]
-    plain = token_seconds(state, group, decodes, decodes) + decode_seconds(state, group, batch)
-    return state.groups["draft_tokens"][group] * state.groups["draft_cost"][group] * plain
-
-
-@jit
 def decode_seconds(state: State, group: int, batch: int) -> float:
     groups = state.groups
     count = state.batches["decodes"][batch]
@@ -187,13 +163,17 @@ def launch(state: State, replica: int, batch: int, now: float) -> None:
     decodes, prefills = batches["decodes"][batch], batches["prefills"][batch]
     drafts = groups["draft_tokens"][group] * decodes
     tokens = batches["prefill_tokens"][batch] + decodes + drafts
-    seconds = token_seconds(state, group, tokens, decodes + drafts + prefills)
+    unit = groups["token_round"][group]
+    rounded = (tokens + unit - 1) // unit * unit
+    last = groups["tokens_last"][group]
+    seconds = line(state, groups["token_at"][group], last, float(rounded))
+    seconds += line(state, groups["kv_write_at"][group], last, float(tokens))
+    rows = float(decodes + drafts + prefills)
+    seconds += line(state, groups["cpu_at"][group], groups["cpu_last"][group], rows)
     if decodes > 0:
         seconds += decode_seconds(state, group, batch)
     if prefills > 0:
         seconds += prefill_seconds(state, group, batch)
-    if drafts > 0:
-        seconds += draft_seconds(state, group, batch)
     stages = groups["stages"][group]
     first = replica * ring_size(state)
     slow = replicas["slow"][replica]
@@ -203,8 +183,7 @@ def launch(state: State, replica: int, batch: int, now: float) -> None:
     for stage in range(stages):
         spent = seconds
         if stage < stages - 1:
-            rounded = float(round_up(tokens, groups["token_round"][group]))
-            spent += line(state, groups["send_at"][group], groups["tokens_last"][group], rounded)
+            spent += line(state, groups["send_at"][group], last, float(rounded))
         spent *= slow
         clock = max(clock, batches["stage_free"][first + stage]) + spent
         batches["stage_free"][first + stage] = clock
@@ -235,10 +214,10 @@ def land(state: State, replica: int, now: float) -> None:
     lane = batches["lane"][batch]
     seconds = batches["spent"][batch]
     if batches["decodes"][batch] > 0:
-        step(state, replica, lane, now, seconds)
         if state.groups["draft_tokens"][group] > 0:
             replicas["decode_steps"][replica] += batches["decodes"][batch]
-            step_on(state, replica, lane, batches["emits"][batch] - 1, now)
+        for token in range(batches["emits"][batch]):
+            step(state, replica, lane, now, seconds if token == 0 else 0.0)
     for index in range(batches["prefills"][batch]):
         request = state.chunks["request"][batch, index]
         tokens = state.chunks["tokens"][batch, index]

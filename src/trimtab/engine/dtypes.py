@@ -135,7 +135,6 @@ GROUP = np.dtype(
         # speculative decoding
         ("draft_tokens", "i8"),  # per decode and step; 0: off
         ("acceptance", "f8"),  # probability, of one if those before it were accepted
-        ("draft_cost", "f8"),  # time of drafting one token / time of a plain decode iteration
         ("prefill_s", "f8"),  # s per prompt token and
         ("decode_s", "f8"),  # s per output token that a router may assume
         # execution time: where each table starts in ``curves`` and its shape (see ExecTables)

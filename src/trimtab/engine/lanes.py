@@ -314,15 +314,6 @@ def step(state: State, replica: int, lane: int, now: float, seconds: float) -> N
 
 
 @jit
-def step_on(state: State, replica: int, lane: int, steps: int, now: float) -> None:
-    """Tokens that came with those of a ``step``: accepted drafts."""
-    for _ in range(steps):
-        if state.lanes["decodes"][lane] == 0:
-            return
-        step(state, replica, lane, now, 0.0)
-
-
-@jit
 def blocks_to_step(state: State, group: int, lane: int, steps: int) -> int:
     """New KV blocks for the next ``steps`` tokens of every decode, or fewer where its answer ends."""
     lanes, slots = state.lanes, state.slots

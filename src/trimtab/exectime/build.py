@@ -64,8 +64,6 @@ def tokens_per_second(tables: ExecTables, pp: int = 1, speculation: Speculation 
     With ``pp`` stages full, a batch leaves every stage time (the first stage's, which also sends), so
     the replica's rate is the tokens of a batch over one stage's seconds.
     """
-    stage = tables.stage_seconds(
-        [REFERENCE_KV] * REFERENCE_DECODES, [(0, REFERENCE_CHUNK)], pp == 1, speculation
-    )
-    each = speculation.tokens_per_step if speculation else 1.0
+    drafts, each = (speculation.tokens, speculation.tokens_per_step) if speculation else (0, 1.0)
+    stage = tables.stage_seconds([REFERENCE_KV] * REFERENCE_DECODES, [(0, REFERENCE_CHUNK)], pp == 1, drafts)
     return (REFERENCE_DECODES * each + REFERENCE_CHUNK) / stage

@@ -152,8 +152,9 @@ class ReplicaGroup(Section):
     """``count`` identical replicas of one model on one kind of device.
 
     ``model`` is a name or the path of a Hugging Face config.json. ``tp`` devices share every layer, ``pp``
-    stages share the layers; ``node`` is the kind of server (by default the device's usual one);
-    ``memory_margin`` is the share of device memory left alone.
+    stages share the layers; ``ep`` = tp puts whole experts on each of these devices instead of slices, the
+    busiest with ``moe_imbalance`` times the mean tokens. ``node`` is the kind of server (by default the
+    device's usual one); ``memory_margin`` is the share of device memory left alone.
     """
 
     model: str = "llama-3-8b"
@@ -162,6 +163,8 @@ class ReplicaGroup(Section):
     count: Count = 1
     tp: Count = 1
     pp: Count = 1
+    ep: Count = 1
+    moe_imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     memory_margin: Annotated[float, Field(ge=0, lt=1)] = 0.1
     scheduler: SchedulerConfig = SchedulerConfig()
     exectime: ExecTimeConfig = ExecTimeConfig()
@@ -262,11 +265,12 @@ class RequestClass(Section):
     """A share of the requests. ``priority`` (smaller first) is for scheduler policy "priority".
 
     ``slo`` and timeouts replace the scenario's; the class is rejected from the share ``shed_at`` of
-    admission.max_outstanding_per_replica on.
+    admission.max_outstanding_per_replica on. Only replicas of ``model`` serve it (by default: any).
     """
 
     name: str
     share: Positive
+    model: str | None = None
     priority: int = 0
     slo: Slo | None = None
     timeout_s: Positive | None = None

@@ -318,10 +318,12 @@ def blocks_to_step(state: State, group: int, lane: int, steps: int) -> int:
     """New KV blocks for the next ``steps`` tokens of every decode, or fewer where its answer ends."""
     lanes, slots = state.lanes, state.slots
     block, epoch = state.groups["block_size"][group], lanes["epoch"][lane]
+    if steps == 1:
+        return state.phases[lane, epoch % block]
     needed = 0
     for ahead in range(steps):
         needed += state.phases[lane, (epoch + ahead) % block]
-    if steps == 1 or lanes["next_finish"][lane] >= epoch + steps:
+    if lanes["next_finish"][lane] >= epoch + steps:
         return needed
     for slot in range(lanes["count"][lane]):
         beyond = epoch + steps - slots["finish"][lane, slot]

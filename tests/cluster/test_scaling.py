@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster.conftest import run_engine
+from cluster.conftest import run_engine, scalers_of
+from cluster.test_event_order import second_long
 from cluster.test_faults import ENDS, assert_same_iterations, outcomes, relaxed
 from hypothesis import given, settings
 from oracle import (
@@ -22,8 +23,10 @@ from oracle import (
 )
 from strategies import Cluster, clusters, plain_tables, scaled, sharing_clusters
 
+from trimtab.cluster import prepare, run
 from trimtab.engine.dtypes import Power, Status
-from trimtab.engine.state import State
+from trimtab.engine.state import Conditions, State
+from trimtab.routers import Router
 
 EXAMPLES = 60
 Drawn = tuple[Cluster, OracleConditions, list[OracleScaler]]
@@ -170,6 +173,24 @@ def test_a_queue_calls_for_as_many_as_its_target_says(waiting: int, expected: in
     state = serve(rows, scaler, "round_robin")
     at_first = [change for change in told(state) if change[0] == 1.0]
     assert start + len(at_first) == expected
+
+
+@pytest.mark.parametrize(
+    ("metric", "target", "start", "expected"),
+    [(90, 75.0, 50, 60), (200, 100.0, 3, 6), (50, 100.0, 50, 25), (80, 75.0, 50, 50), (90, 100.0, 50, 50)],
+)
+def test_the_examples_of_kubernetes(metric: int, target: float, start: int, expected: int) -> None:
+    """Its documentation: 50 replicas at 90 of 75 make 60; twice the target doubles, half of it halves; a
+    tenth more or less is let be."""
+    scaler = OracleScaler(0, 60, start, metric="outstanding", target=target, interval=1.0, keep=1)
+    conditions = Conditions(scalers=scalers_of([scaler]), starts=(start,))
+    table = request_table([{"prefill_tokens": 2, "decode_tokens": 9}])
+    state = prepare(table, [second_long(count=60)], Router.ROUND_ROBIN, conditions=conditions)
+    run(state, until=0.5)
+    state.replicas["outstanding"][:start] = metric
+    run(state, until=1.0)
+    counts = np.bincount(state.replicas["power"], minlength=4)
+    assert counts[Power.ON] + counts[Power.PROVISIONING] == expected
 
 
 def test_a_step_of_load_to_the_second() -> None:

@@ -19,6 +19,7 @@ from trimtab.hardware import (
     node_for,
     params_per_device,
     plan_kv,
+    validate_expert_parallelism,
     validate_parallelism,
 )
 from trimtab.result import Group
@@ -50,6 +51,7 @@ def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]
     model, device = get_model(group.model), get_device(group.device)
     node = node_for(device, group.node)
     validate_parallelism(model, group.tp, group.pp, node)
+    validate_expert_parallelism(model, group.tp, group.ep, group.moe_imbalance)
     info, config = get_scheduler(group.scheduler.name), group.scheduler
     name = group.name or f"{model.name} on {device.name}"
     if group.pp > 1 and not info.pipeline:
@@ -87,8 +89,8 @@ def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]
 
 
 def _planned_blocks(group: ReplicaGroup, model: Model, device: Device, block_size: int, longest: int) -> int:
-    plan = plan_kv(model, device, group.tp, group.pp, block_size, group.memory_margin, longest)
-    return plan.num_blocks
+    split = (group.tp, group.pp, block_size, group.memory_margin, longest, group.ep, group.moe_imbalance)
+    return plan_kv(model, device, *split).num_blocks
 
 
 def _token_budget(info: SchedulerInfo, given: int | None, longest: int) -> int:

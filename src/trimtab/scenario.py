@@ -132,8 +132,9 @@ class ReplicaGroup(Section):
     """``count`` identical replicas of one model on one kind of device.
 
     ``model`` is a name or the path of a Hugging Face config.json. ``tp`` devices share every layer, ``pp``
-    stages share the layers; ``node`` is the kind of server (by default the device's usual one);
-    ``memory_margin`` is the share of device memory left alone.
+    stages share the layers; ``ep`` = tp puts whole experts on each of these devices instead of slices, the
+    busiest with ``moe_imbalance`` times the mean tokens. ``node`` is the kind of server (by default the
+    device's usual one); ``memory_margin`` is the share of device memory left alone.
     """
 
     model: str = "llama-3-8b"
@@ -142,6 +143,8 @@ class ReplicaGroup(Section):
     count: Count = 1
     tp: Count = 1
     pp: Count = 1
+    ep: Count = 1
+    moe_imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     memory_margin: Annotated[float, Field(ge=0, lt=1)] = 0.1
     scheduler: SchedulerConfig = SchedulerConfig()
     exectime: ExecTimeConfig = ExecTimeConfig()

@@ -36,11 +36,15 @@ def build_tables(
     cpu_s = np.full(max(max_batch, 1) + 1, config.cpu_overhead_ms / 1000.0)
     cpu_s[0] = 0.0
     if config.kind == "roofline":
+        from trimtab.exectime.experts import ExpertParallel
         from trimtab.exectime.roofline import build_roofline
 
+        parallel = ExpertParallel(group.ep, group.moe_imbalance)
         return build_roofline(
-            model, device, node, group.tp, group.pp, max_batch, max_chunk, max_context, cpu_s
+            model, device, node, group.tp, group.pp, max_batch, max_chunk, max_context, cpu_s, parallel
         )
+    if group.ep > 1:
+        raise TrimtabError(f"exectime kind {config.kind!r} has no expert parallelism; use roofline, or ep 1")
     if not config.path:
         raise TrimtabError(f"exectime kind {config.kind!r} needs exectime.path, which is not set")
     if config.kind == "tables":

@@ -37,7 +37,7 @@ def profile(
     quiet: options.QuietOption = False,
 ) -> None:
     """Measure a model's operators on this machine's GPU, for execution times that can be trusted."""
-    from trimtab.exectime.profile.points import OPERATORS
+    from trimtab.exectime.profile.points import ORDER
     from trimtab.exectime.profile.run import profile as run
     from trimtab.exectime.profile.shapes import TINY
     from trimtab.hardware.models import get_model
@@ -45,7 +45,7 @@ def profile(
     if model is None and not cpu:
         raise TrimtabError("give a --model (see `trimtab models`), or --cpu to try the path with a tiny one")
     chosen = get_model(model) if model is not None else TINY
-    names = OPERATORS if operators == "all" else tuple(name.strip() for name in operators.split(","))
+    names = ORDER if operators == "all" else tuple(name.strip() for name in operators.split(","))
     what = f"profiling {chosen.name}, tp={tp}"
     reached: list[int] = []
     with progress_bar(what, "points", quiet, time_left=True, before="starting torch") as report:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trimtab.errors import TrimtabError
 from trimtab.exectime.profile import operators as op
-from trimtab.exectime.profile.points import COLLECTIVES, VALUE_BYTES, Point
+from trimtab.exectime.profile.points import COLLECTIVES, VALUE_BYTES, Point, rows_by_expert
 from trimtab.exectime.profile.shapes import Shard
 from trimtab.exectime.profile.timing import CudaTimer, Run, Timer
 
@@ -82,9 +82,10 @@ def largest_operand(points: list[Point], shard: Shard) -> int:
             sizes.append(2 * (point.kv + point.chunk) * shard.kv_heads * shard.head_dim)
         elif point.operator == "attn_kv_cache_save":
             sizes.append(2 * (point.tokens or 0) * shard.kv_heads * shard.head_dim)
+        elif point.operator == "moe_grouped":
+            sizes.append(shard.experts * (shard.halves + 1) * shard.hidden * shard.expert_width)
         elif point.k is not None and point.n is not None:
-            groups = shard.experts if point.operator == "moe_grouped" else 1
-            sizes.append(groups * point.k * point.n)
+            sizes.append(point.k * point.n)
     return max(sizes) + ALIGNMENT
 
 
@@ -190,18 +191,22 @@ def _router(bench: Workbench, point: Point) -> Run:
 
 
 def _grouped(bench: Workbench, point: Point) -> Run:
-    """Each token's experts are drawn at random, all equally likely."""
+    """All experts' matrices lie in memory; those of experts without tokens are not read."""
+    assert point.tokens is not None
     assert point.m is not None
-    assert point.k is not None
-    assert point.n is not None
-    outputs, inputs, experts = point.n, point.k, bench.shard.experts
-    x = bench.random(point.m, inputs)
-    seed = torch.Generator().manual_seed(0)
-    tokens = point.m // bench.shard.experts_per_token
-    chosen = torch.rand(tokens, experts, generator=seed).topk(bench.shard.experts_per_token).indices
-    ends = torch.bincount(chosen.flatten(), minlength=experts).cumsum(0).to(torch.int32)
-    ends = bench.integers(ends)
-    return lambda i: op.grouped_product(x, bench.stretch(i, experts, outputs, inputs), ends)
+    shard = bench.shard
+    hidden, width, halves = shard.hidden, shard.expert_width, shard.halves
+    x = bench.random(point.m, hidden)
+    ends = bench.integers(torch.from_numpy(rows_by_expert(shard, point.tokens).cumsum()).to(torch.int32))
+
+    def run(i: int) -> Tensor:
+        weights = bench.stretch(i, shard.experts * (halves + 1) * width * hidden)
+        split = shard.experts * halves * width * hidden
+        up = weights[:split].view(shard.experts, halves * width, hidden)
+        down = weights[split:].view(shard.experts, hidden, width)
+        return op.experts(x, up, down, ends)
+
+    return run
 
 
 def _sampling(bench: Workbench, point: Point) -> Run:

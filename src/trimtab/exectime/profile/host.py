@@ -17,6 +17,7 @@ from trimtab.exectime.profile.timing import CudaTimer, Sample, Timer, summarise
 
 INPUTS = 4  # token, position, cell and length of every sequence
 WARM_UPS = 5
+LEAST_MS = 1e-4  # the clock's own grain
 
 
 def measure_overhead(timer: Timer, point: Point, repeats: int) -> Sample:
@@ -61,7 +62,7 @@ def _on_device(timer: CudaTimer, batch: int, kernels: int, graph: bool, repeats:
     for _ in range(WARM_UPS):
         step()
     device_ms = sorted(_device(timer, work) for _ in range(repeats))[repeats // 2]
-    return summarise([max(_wall(step) - device_ms, 0.0) for _ in range(repeats)])
+    return summarise([max(_wall(step) - device_ms, LEAST_MS) for _ in range(repeats)])
 
 
 def _wall(step: Callable[[], object]) -> float:

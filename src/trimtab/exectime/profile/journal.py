@@ -14,11 +14,8 @@ from pathlib import Path
 
 from trimtab.errors import TrimtabError
 from trimtab.exectime.profile.points import Point
+from trimtab.exectime.profile_schema import COLUMNS
 
-COLUMNS = (
-    "device", "model", "tp", "operator", "tokens", "batch", "kv", "chunk", "m", "k", "n", "bytes",
-    "flops", "graph", "median_ms", "min_ms", "repeats",
-)  # fmt: skip
 KEY = tuple(COLUMNS.index(name) for name in COLUMNS if name not in ("median_ms", "min_ms", "repeats"))
 SUBJECT = 3  # device, model, tp
 

@@ -148,9 +148,14 @@ def dispatch(x: Tensor, routing: Routing) -> Tensor:
     return x.index_select(0, routing.order // routing.weights.shape[1])
 
 
-def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """Rows through their expert's matrix; weights (experts, outputs, inputs)."""
-    return functional.grouped_mm(rows, weights.transpose(1, 2), offs=ends)
+def experts(rows: Tensor, up: Tensor, down: Tensor, ends: Tensor) -> Tensor:
+    """(rows, hidden): each row through its expert; up (experts, halves*width, hidden), down (experts,
+    hidden, width)."""
+    raised = functional.grouped_mm(rows, up.transpose(1, 2), offs=ends)
+    width = down.shape[2]
+    return functional.grouped_mm(
+        activate(raised, width, up.shape[1] > width), down.transpose(1, 2), offs=ends
+    )
 
 
 def combine(rows: Tensor, routing: Routing) -> Tensor:

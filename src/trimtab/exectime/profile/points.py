@@ -1,39 +1,23 @@
 """What is measured: the grids, one point per row of the profile, each with its FLOPs and bytes.
 
-``flops`` counts multiplications and additions; ``bytes`` is the least traffic to memory: every operand
-read once, every result written once, 2 bytes per value.
+``bytes`` is the least traffic to memory: every operand read once, every result written once, 2 bytes per
+value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from trimtab.exectime.profile.shapes import Shard
+from trimtab.exectime.profile_schema import OPERATORS
 
 VALUE_BYTES = 2  # bf16
-OPERATORS = (
-    "attn_pre_proj",
-    "attn_post_proj",
-    "mlp_up_proj",
-    "mlp_down_proj",
-    "mlp_act",
-    "attn_rope",
-    "input_layernorm",
-    "post_attention_layernorm",
-    "add",
-    "attn_prefill",
-    "attn_decode",
-    "attn_kv_cache_save",
-    "lm_head",
-    "sampling",
-    "moe_router",
-    "moe_grouped",
-    "all_reduce",
-    "all_to_all",
-    "send_recv",
-    "cpu_overhead",
-)
+ORDER = tuple(OPERATORS)
 COLLECTIVES = ("all_reduce", "all_to_all", "send_recv")
 
 
@@ -41,8 +25,8 @@ COLLECTIVES = ("all_reduce", "all_to_all", "send_recv")
 class Point:
     """One row of the profile before it is measured. None: the column does not apply.
 
-    ``kv`` counts the tokens cached before this step; ``batch`` the sequences (of collectives: the
-    devices); ``m, k, n`` a matrix product of (m x k) with (k x n), or m rows of n values.
+    The columns are those of ``exectime/profile_schema.py``; besides, ``batch`` counts the devices of a
+    collective, and ``m, n`` the rows and values per row of an element-wise operator.
     """
 
     operator: str
@@ -136,16 +120,16 @@ def points(shard: Shard, grid: Grid, kv_capacity: int, graphs: bool) -> list[Poi
     found += _decodes(shard, grid, kv_capacity)
     found += _prefills(shard, grid)
     found += _per_sequence(shard, grid)
-    found.sort(key=lambda point: OPERATORS.index(point.operator))
+    found.sort(key=lambda point: ORDER.index(point.operator))
     if not graphs:
         return [replace(point, graph=False) for point in found]
     eager = [replace(point, graph=False) for point in _every(found, grid.eager_every)]
-    return sorted([*found, *eager], key=lambda point: OPERATORS.index(point.operator))
+    return sorted([*found, *eager], key=lambda point: ORDER.index(point.operator))
 
 
 def _every(found: list[Point], step: int) -> Iterator[Point]:
     """Every ``step``-th point of each operator, its last one included."""
-    for name in OPERATORS:
+    for name in ORDER:
         own = [point for point in found if point.operator == name]
         yield from reversed(own[::-1][::step])
 
@@ -162,16 +146,9 @@ def _product(operator: str, tokens: int, inputs: int, outputs: int) -> Point:
     )
 
 
-def _rows(operator: str, tokens: int, width: int, flops: int, values: int, rows: int = 0) -> Point:
-    """An element-wise operator on ``rows`` (by default ``tokens``) rows of ``width`` results."""
-    return Point(
-        operator,
-        tokens,
-        m=rows or tokens,
-        n=width,
-        flops=float(flops),
-        bytes=float(VALUE_BYTES * values),
-    )
+def _rows(operator: str, tokens: int, width: int, flops: int, values: int) -> Point:
+    """An element-wise operator with ``tokens`` rows of ``width`` results."""
+    return Point(operator, tokens, m=tokens, n=width, flops=float(flops), bytes=float(VALUE_BYTES * values))
 
 
 def _projections(shard: Shard, grid: Grid) -> Iterator[Point]:
@@ -185,14 +162,10 @@ def _projections(shard: Shard, grid: Grid) -> Iterator[Point]:
 
 
 def _activations(shard: Shard, grid: Grid) -> Iterator[Point]:
-    shapes = [(1, width) for width in shard.mlp_widths]
-    if shard.experts:
-        shapes.append((shard.experts_per_token, shard.expert_width))
     for tokens in grid.tokens:
-        for copies, width in shapes:
-            cells = tokens * copies * width
-            values = (shard.halves + 1) * cells
-            yield _rows("mlp_act", tokens, width, 5 * cells, values, rows=tokens * copies)
+        for width in shard.mlp_widths:
+            cells = tokens * width
+            yield _rows("mlp_act", tokens, width, 5 * cells, (shard.halves + 1) * cells)
 
 
 def _element_wise(shard: Shard, grid: Grid) -> Iterator[Point]:
@@ -209,32 +182,44 @@ def _element_wise(shard: Shard, grid: Grid) -> Iterator[Point]:
 
 
 def _mixture(shard: Shard, grid: Grid) -> Iterator[Point]:
-    """Router with dispatch and combine; the two grouped products, under uniform routing."""
+    """The router with dispatch and combine; the experts: up, activation and down, grouped."""
     if not shard.experts:
         return
-    share = shard.experts_per_token / shard.experts
+    hidden, width = shard.hidden, shard.expert_width
     for tokens in grid.tokens:
         rows = tokens * shard.experts_per_token
-        gate = _product("moe_router", tokens, shard.hidden, shard.experts)
-        carried = 2 * VALUE_BYTES * shard.hidden * (rows + tokens)  # to the experts and back
+        gate = _product("moe_router", tokens, hidden, shard.experts)
+        carried = 2 * VALUE_BYTES * hidden * (rows + tokens)  # to the experts and back
         yield replace(gate, bytes=gate.bytes + carried)
-        touched = shard.experts * (1 - (1 - share) ** tokens)
-        for inputs, outputs in grouped_shapes(shard):
-            moved = touched * inputs * outputs + rows * (inputs + outputs)
-            yield Point(
-                "moe_grouped",
-                tokens,
-                m=rows,
-                k=inputs,
-                n=outputs,
-                flops=2.0 * rows * inputs * outputs,
-                bytes=VALUE_BYTES * moved,
-            )
+        touched = int(np.count_nonzero(rows_by_expert(shard, tokens)))
+        matrices = (shard.halves + 1) * hidden * width
+        passed = rows * 2 * (hidden + (shard.halves + 1) * width)
+        yield Point(
+            "moe_grouped",
+            tokens,
+            touched,
+            m=rows,
+            k=hidden,
+            n=width,
+            flops=2.0 * rows * matrices,
+            bytes=float(VALUE_BYTES * (touched * matrices + passed)),
+        )
 
 
-def grouped_shapes(shard: Shard) -> list[tuple[int, int]]:
-    """(inputs, outputs) of an expert's two matrices on one device: up (and gate), down."""
-    return [(shard.hidden, shard.halves * shard.expert_width), (shard.expert_width, shard.hidden)]
+def rows_by_expert(shard: Shard, tokens: int) -> NDArray[np.int64]:
+    """(experts,) token copies that each expert gets of a batch, all experts equally likely.
+
+    Larger batches begin as smaller ones do, so that they never touch fewer experts.
+    """
+    chosen = _chosen(shard.experts, shard.experts_per_token, 2 ** (tokens - 1).bit_length())
+    return np.bincount(chosen[:tokens].ravel(), minlength=shard.experts)
+
+
+@lru_cache(maxsize=16)
+def _chosen(experts: int, per_token: int, tokens: int) -> NDArray[np.int64]:
+    """(tokens, per_token) different experts of each token."""
+    scores = np.random.default_rng(0).random((tokens, experts))
+    return np.argpartition(scores, per_token - 1, axis=1)[:, :per_token]
 
 
 _BY_TOKENS = (_projections, _activations, _element_wise, _mixture)
@@ -294,8 +279,9 @@ def _per_sequence(shard: Shard, grid: Grid) -> Iterator[Point]:
     """One row of logits per sequence; and the host's part of a step."""
     most = max(grid.sequences)
     for rows in [tokens for tokens in grid.tokens if tokens <= most]:
-        yield _product("lm_head", rows, shard.hidden, shard.vocab)
-        yield _rows("sampling", rows, shard.all_vocab, 8 * rows * shard.all_vocab, rows * shard.all_vocab)
+        yield replace(_product("lm_head", rows, shard.hidden, shard.vocab), batch=rows)
+        logits = rows * shard.all_vocab
+        yield replace(_rows("sampling", rows, shard.all_vocab, 8 * logits, logits), batch=rows)
     for batch in grid.sequences:
         yield Point("cpu_overhead", batch=batch, n=shard.kernels_per_step)
 

@@ -13,7 +13,7 @@ from trimtab.errors import TrimtabError, unknown
 from trimtab.exectime.profile.journal import Journal
 from trimtab.exectime.profile.points import (
     COLLECTIVES,
-    OPERATORS,
+    ORDER,
     Grid,
     Point,
     collective_points,
@@ -64,7 +64,7 @@ def profile(
     model: Model,
     tp: int,
     out: Path,
-    operators: tuple[str, ...] = OPERATORS,
+    operators: tuple[str, ...] = ORDER,
     quick: bool = False,
     cpu: bool = False,
     fresh: bool = False,
@@ -82,8 +82,8 @@ def profile(
         not divide by, or a file that is no profile.
     """
     for name in operators:
-        if name not in OPERATORS:
-            raise unknown("operator", name, OPERATORS)
+        if name not in ORDER:
+            raise unknown("operator", name, ORDER)
     shard = shard_of(model, tp)
     require_torch()
     machine = this_cpu() if cpu else this_gpu()
@@ -147,7 +147,10 @@ def _measure(shard: Shard, missing: list[Point], repeats: int, cpu: bool, record
     single = [point for point in missing if point.operator not in COLLECTIVES]
     failures: Failures = {}
     if single:
+        threads = torch.get_num_threads()
         timer: Timer = CpuTimer() if cpu else CudaTimer()
+        if cpu:
+            torch.set_num_threads(1)  # tiny operators are not worth sharing out
         with torch.inference_mode():
             if isinstance(timer, CudaTimer):
                 timer.warm_up()
@@ -165,8 +168,10 @@ def _measure(shard: Shard, missing: list[Point], repeats: int, cpu: bool, record
                     continue
                 record(point, sample)
             del bench
-            if not cpu:
-                torch.cuda.empty_cache()
+        if cpu:
+            torch.set_num_threads(threads)
+        else:
+            torch.cuda.empty_cache()
     apart = [point for point in missing if point.operator in COLLECTIVES]
     if apart:
         measure_collectives(apart, "gloo" if cpu else "nccl", repeats, record)

@@ -113,7 +113,7 @@ class CudaTimer:
         captured.capture_begin(pool=self.memory)
         try:
             run()
-        except BaseException:
+        except (RuntimeError, KeyboardInterrupt):
             with suppress(RuntimeError):  # a broken capture ends with an error of its own
                 captured.capture_end()
             raise

@@ -30,7 +30,7 @@ import numpy as np
 
 from trimtab.errors import TrimtabError
 from trimtab.exectime import ExecTables, build_tables
-from trimtab.exectime.profile.run import this_cpu, this_gpu
+from trimtab.exectime.profile.run import require_torch, this_cpu, this_gpu
 from trimtab.exectime.profile.shapes import shard_of
 from trimtab.hardware import Model, default_node, get_device, get_model
 from trimtab.scenario import ReplicaGroup
@@ -214,6 +214,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> Setup:
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    require_torch()
     import torch
     from _decoder import Decoder
     from _serving import serve, simulate

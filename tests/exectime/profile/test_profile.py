@@ -67,6 +67,23 @@ def test_a_mixture_and_its_shard(mixture: Path, tmp_path: Path, capsys: pytest.C
     assert "not measured: all_reduce, all_to_all, send_recv; that takes 2 GPUs" in said
 
 
+def test_an_operator_that_torch_refuses_does_not_stop_the_others(
+    mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Experts of an odd width: torch's grouped product wants rows of whole 16 bytes."""
+    mixture.write_text(
+        mixture.read_text().replace('"moe_intermediate_size": 32', '"moe_intermediate_size": 33')
+    )
+    out = tmp_path / "profile.csv"
+    assert main(["profile", "--cpu", "--model", str(mixture), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "could not be measured: moe_grouped (" in said
+    measured = set(read_profile(out).words["operator"])
+    assert "moe_grouped" not in measured
+    assert {"moe_router", "lm_head", "cpu_overhead"} <= measured
+
+
 def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str]) -> None:
     ends = time.monotonic() + 60
     while time.monotonic() < ends and process.poll() is None:

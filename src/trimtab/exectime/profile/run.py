@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 Record = Callable[[Point, "Sample"], None]
-Failures = dict[str, str]  # operator -> torch's reason
+Failures = dict[tuple[str, bool], str]  # (operator, from a graph) -> torch's reason
 CPU_MEMORY = 1 << 30  # bytes that a CPU stands in for
 WEIGHTS_LEAVE = 0.1  # of the memory for KV, at least, whatever the weights take
 MEMORY_TOLERANCE = 0.15  # between the catalogue and what the driver reports
@@ -102,8 +102,11 @@ def profile(
     progress(done, len(wanted), "")
     failures = _measure(shard, missing, grid.repeats, cpu, record)
     if failures:
-        reasons = "; ".join(f"{name} ({reason})" for name, reason in failures.items())
-        raise TrimtabError(f"could not be measured: {reasons}; all else is in {out}")
+        reasons = [
+            f"{name}{' from a graph' if graph else ''} ({reason})"
+            for (name, graph), reason in failures.items()
+        ]
+        raise TrimtabError(f"could not be measured: {'; '.join(reasons)}; all else is in {out}")
     return Profile(machine.device, done - kept, kept, _notes(model, shard, machine, operators))
 
 
@@ -156,7 +159,8 @@ def _measure(shard: Shard, missing: list[Point], repeats: int, cpu: bool, record
                 timer.warm_up()
             bench = Workbench(shard, timer, largest_operand(single, shard))
             for point in single:
-                if point.operator in failures:
+                what = (point.operator, point.graph)
+                if what in failures:
                     continue
                 try:
                     if point.operator == "cpu_overhead":
@@ -164,7 +168,7 @@ def _measure(shard: Shard, missing: list[Point], repeats: int, cpu: bool, record
                     else:
                         sample = timer.measure(build(bench, point), point.graph, repeats)
                 except RuntimeError as error:  # torch's, for a shape or a device that a kernel does not do
-                    failures[point.operator] = str(error).strip().split("\n")[0]
+                    failures[what] = str(error).strip().split("\n")[0]
                     continue
                 record(point, sample)
             del bench

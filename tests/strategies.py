@@ -206,15 +206,23 @@ def fault_lists(draw: st.DrawFn, num_replicas: int, last: float) -> list[OracleF
 
 
 @st.composite
-def conditions(draw: st.DrawFn, num_replicas: int, last: float) -> OracleConditions:
-    """Faults, impatient clients, admission limits and breakers, each drawn or left out."""
+def conditions(draw: st.DrawFn, num_replicas: int, last: float, pools: bool = True) -> OracleConditions:
+    """Faults, impatient clients, admission limits, breakers and (with ``pools``) classes that only some
+    replicas may serve, each drawn or left out."""
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
 
     def limit(low: float, high: float) -> float:
         return float(rng.uniform(low, high)) if draw(st.integers(0, 3)) == 3 else np.inf
 
+    def span() -> tuple[int, int] | None:
+        first, last = sorted(rng.choice(num_replicas + 1, 2, replace=False).tolist())
+        some = pools and rng.random() < 0.4 and (first, last) != (0, num_replicas)
+        return (first, last) if some else None
+
     classes = [
-        OracleClass(limit(0.0, 2 * last), limit(0.0, last), float(rng.choice([2.5, 6, *[np.inf] * 6])))
+        OracleClass(
+            limit(0.0, 2 * last), limit(0.0, last), float(rng.choice([2.5, 6, *[np.inf] * 6])), span()
+        )
         for _ in range(draw(st.integers(1, 3)))
     ]
     return OracleConditions(
@@ -239,7 +247,7 @@ def troubled(
     """A cluster and what befalls it; requests belong to the classes of the conditions."""
     cluster = draw(peaceful if peaceful is not None else clusters(schedulers=schedulers))
     last = draw(st.sampled_from([5.0, 20.0, 60.0]))
-    drawn = draw(conditions(len(cluster.replicas), last))
+    drawn = draw(conditions(len(cluster.replicas), last, pools=cluster.router != "replay"))
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     cluster.requests["klass"] = rng.integers(len(drawn.classes), size=len(cluster.requests))
     return cluster, drawn

@@ -22,32 +22,38 @@ from trimtab.hardware import (
     validate_expert_parallelism,
     validate_parallelism,
 )
+from trimtab.pools import eligible_groups
 from trimtab.result import Group
-from trimtab.scenario import ReplicaGroup
+from trimtab.scenario import ReplicaGroup, Scenario
 from trimtab.schedulers import SchedulerInfo, get_scheduler
 
 LARGEST_CHUNK = 16_384  # prompt tokens that an execution-time table spans; beyond, in proportion
 
 
-def build_fleets(groups: list[ReplicaGroup], requests: NDArray[np.void]) -> tuple[list[Fleet], list[Group]]:
+def build_fleets(scenario: Scenario, requests: NDArray[np.void]) -> tuple[list[Fleet], list[Group]]:
     """One Fleet (for the engine) and one Group (for reports) per replica group.
 
-    ``requests`` (N,) REQUEST sizes what depends on the traffic: the longest sequence bounds the
-    tables, the reservations of request-level schedulers and the unset token budgets.
+    ``requests`` (N,) REQUEST sizes what depends on the traffic: the longest sequence that a group may get
+    bounds its tables, the reservations of request-level schedulers and the unset token budgets.
 
     Raises
     ------
     TrimtabError
         for unknown names, impossible parallelism, or a model that does not fit.
     """
-    longest = int((requests["prefill_tokens"] + requests["decode_tokens"]).max())
-    pairs = [_build(group, index, longest) for index, group in enumerate(groups)]
+    tokens = requests["prefill_tokens"] + requests["decode_tokens"]
+    eligible = eligible_groups(scenario)
+    pairs = []
+    for index, group in enumerate(scenario.replicas):
+        classes = [klass for klass, groups in enumerate(eligible) if index in groups]
+        longest = int(tokens[np.isin(requests["klass"], classes)].max(initial=1))
+        pairs.append(_build(group, longest))
     rates = [tokens_per_second(fleet.tables, fleet.stages) for fleet, _ in pairs]
     fleets = [replace(fleet, speed=rate / max(rates)) for (fleet, _), rate in zip(pairs, rates, strict=True)]
     return fleets, [facts for _, facts in pairs]
 
 
-def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]:
+def _build(group: ReplicaGroup, longest: int) -> tuple[Fleet, Group]:
     model, device = get_model(group.model), get_device(group.device)
     node = node_for(device, group.node)
     validate_parallelism(model, group.tp, group.pp, node)

@@ -244,11 +244,12 @@ class RequestClass(Section):
     """A share of the requests. ``priority`` (smaller first) is for scheduler policy "priority".
 
     ``slo`` and timeouts replace the scenario's; the class is rejected from the share ``shed_at`` of
-    admission.max_outstanding_per_replica on.
+    admission.max_outstanding_per_replica on. Only replicas of ``model`` serve it (by default: any).
     """
 
     name: str
     share: Positive
+    model: str | None = None
     priority: int = 0
     slo: Slo | None = None
     timeout_s: Positive | None = None

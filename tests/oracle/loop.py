@@ -57,21 +57,24 @@ class Router:
 
     def __init__(self, name: str):
         self.name = name
-        self.turn = 0
+        self.turns: dict[tuple[int, ...], int] = {}  # by pool
 
-    def choose(self, request: Request, replicas: list[Replica], candidates: list[int]) -> int:
-        """One of ``candidates``, the replicas that accept; they are in order."""
-        count = len(replicas)
+    def choose(
+        self, request: Request, replicas: list[Replica], candidates: list[int], pool: list[int]
+    ) -> int:
+        """One of ``candidates``, the replicas of the ``pool`` that accept; they are in order."""
+        count = len(pool)
         if self.name == "replay":
             return min(candidates, key=lambda i: (i - request.assigned) % count)
         if self.name == "random":
             return candidates[int(request.coin * len(candidates))]
         if self.name == "round_robin":
-            chosen = min(candidates, key=lambda i: (i - self.turn) % count)
-            self.turn = (chosen + 1) % count
+            turn = self.turns.get(tuple(pool), pool[0])
+            chosen = min(candidates, key=lambda i: (i - turn) % count)
+            self.turns[tuple(pool)] = pool[0] + (chosen + 1 - pool[0]) % count
             return chosen
         if self.name == "least_outstanding":
-            tossed = int(request.coin * count)
+            tossed = pool[0] + int(request.coin * count)
             return min(candidates, key=lambda i: (replicas[i].outstanding, (i - tossed) % count))
         if self.name == "vidur_lor":
             return min(candidates, key=lambda i: (len(replicas[i].scheduler.waiting), i))
@@ -105,7 +108,8 @@ class Cluster:
             raise Deadlock(f"requests {stuck} are never served")
 
     def arrive(self, now: float, request: Request) -> None:
-        request.replica = self.router.choose(request, self.replicas, list(range(len(self.replicas))))
+        everyone = list(range(len(self.replicas)))
+        request.replica = self.router.choose(request, self.replicas, everyone, everyone)
         replica = self.replicas[request.replica]
         replica.scheduler.enqueue(request)
         self.form_later(now, replica)

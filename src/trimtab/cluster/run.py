@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.engine.dtypes import GROUP, Outcome, Scheduler
-from trimtab.engine.state import NOTHING_WRONG, Conditions, State, allocate, pack_tables
+from trimtab.engine.state import NOTHING_WRONG, Conditions, State, allocate, pack_tables, whole_fleet
 from trimtab.errors import TrimtabError
 from trimtab.exectime.tables import ExecTables
 from trimtab.routers import FIRST_PUBLISHED, ROUTERS, Router
@@ -119,9 +119,9 @@ def check_signals(signals: Signals) -> None:
         )
 
 
-def check_requests(requests: NDArray[Any], fleet: Fleet) -> None:
-    """Every request must be servable by every replica, alone in an empty cache."""
-    total = requests["prefill_tokens"].astype(np.int64) + requests["decode_tokens"]
+def check_requests(requests: NDArray[Any], eligible: NDArray[np.bool_], fleet: Fleet) -> None:
+    """Every eligible request (N,) must be servable by every replica, alone in an empty cache."""
+    total = (requests["prefill_tokens"].astype(np.int64) + requests["decode_tokens"]) * eligible
     longest = int(total.argmax())
     tokens = int(total[longest])
     spare = max(fleet.watermark_blocks, 0 if fleet.scheduler == Scheduler.VLLM_V1 else 1)
@@ -147,6 +147,7 @@ def prepare(
     temperature: float = 0.0,
     weights: tuple[float, ...] | None = None,
     conditions: Conditions = NOTHING_WRONG,
+    pools: NDArray[Any] | None = None,
 ) -> State:
     """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied.
 
@@ -155,9 +156,13 @@ def prepare(
     """
     check_signals(signals)
     groups = np.zeros(len(fleets), GROUP)
-    for row, fleet in zip(groups, fleets, strict=True):
+    replicas = np.cumsum([0, *(fleet.count for fleet in fleets)])
+    pools = whole_fleet(int(replicas[-1])) if pools is None else pools
+    pool_of = conditions.classes["pool"][requests["klass"]]
+    for row, fleet, first in zip(groups, fleets, replicas[:-1], strict=True):
         check_fleet(fleet)
-        check_requests(requests, fleet)
+        comes = (pools["first"] <= first) & (first < pools["last"])
+        check_requests(requests, comes[pool_of], fleet)
         _fill_group(row, fleet)
     curves = pack_tables(groups, [fleet.tables for fleet in fleets])
     if max_iterations is None:
@@ -174,6 +179,7 @@ def prepare(
         signals.routers,
         signals.snapshots,
         conditions,
+        pools,
     )
     state.control["router"] = int(router)
     state.control["choices"] = choices
@@ -231,13 +237,12 @@ def run(
     ``ask(state, request)`` names the replica when the router is OUTSIDE. ``progress(finished,
     total)`` is called now and then; Ctrl-C is noticed as often.
     """
-    from trimtab.cluster.loop import advance, answer
-
-    go_on = advance
-    if state.control["router"][0] >= FIRST_PUBLISHED:
-        from trimtab.cluster.published import advance_published
-
-        go_on = advance_published
+    if state.control["router"][0] >= FIRST_PUBLISHED or state.control["watching"][0]:
+        from trimtab.cluster.whole import advance_whole as go_on
+        from trimtab.cluster.whole import answer_whole as tell
+    else:
+        from trimtab.cluster.loop import advance as go_on
+        from trimtab.cluster.loop import answer as tell
     _compile(go_on, state)
     started = time.thread_time()
     total = len(state.requests)
@@ -248,7 +253,7 @@ def run(
         if outcome == Outcome.ASKING:
             assert ask is not None
             replica = ask(state, int(state.control["asking"][0]))
-            answer(state, _checked(replica, state))
+            tell(state, _checked(replica, state))
         elif outcome == Outcome.PAUSED and limit < until:
             limit = next(limits)
         else:
@@ -297,4 +302,9 @@ def _checked(replica: Any, state: State) -> int:
         raise TrimtabError(f"a router must return the index of a replica (int), got {replica!r}")
     if not 0 <= replica < count:
         raise TrimtabError(f"the router chose replica {int(replica)}; there are {count}, counted from 0")
+    first, last = int(state.control["first"][0]), int(state.control["last"][0])
+    if not first <= replica < last:
+        raise TrimtabError(
+            f"the router chose replica {int(replica)}; this request may go to {first} to {last - 1} only"
+        )
     return int(replica)

@@ -36,6 +36,7 @@ REQUEST = np.dtype(
         # what happened
         ("replica", "i8"),  # replica that serves it, or NONE; input of the replay router
         ("view", "i8"),  # router that sent it there
+        ("pool", "i8"),  # replicas that may serve it
         ("status", "i1"),  # Status
         ("preemptions", "i8"),  # restarts by recompute
         ("retries", "i8"),  # further attempts after a crash
@@ -244,6 +245,17 @@ CLASS = np.dtype(
         ("timeout", "f8"),  # s from arrival to the last token, after which the client gives up; or inf
         ("ttft_timeout", "f8"),  # s from arrival to the first token; or inf
         ("limit", "f8"),  # outstanding requests per accepting replica beyond which it is rejected; or inf
+        ("pool", "i8"),  # replicas that may serve it
+    ],
+    align=True,
+)
+
+POOL = np.dtype(
+    [
+        ("first", "i8"),  # replicas from this one
+        ("last", "i8"),  # to before this one
+        ("accepting", "i8"),  # of them, those that routers may choose
+        ("held", "i8"),  # requests that wait for one
     ],
     align=True,
 )
@@ -275,8 +287,8 @@ CONTROL = np.dtype(
         ("failed", "i8"),
         ("aborted", "i8"),
         ("rejected", "i8"),
-        ("accepting", "i8"),  # replicas that routers may choose
-        ("held", "i8"),  # requests that wait for one
+        ("happening", "i8"),  # Event that the caller of the loop is to see to
+        ("about", "i8"),  # replica, request or fault that it is about
         ("next_fault", "i8"),  # first of the list that has not happened
         ("max_retries", "i8"),
         ("backoff", "f8"),  # s before the first retry; doubles with each
@@ -289,7 +301,10 @@ CONTROL = np.dtype(
         ("filled", "f8"),  # s, up to where the bucket is filled
         # what routers see (see ``signals``)
         ("dispatched", "i8"),  # requests routed so far
-        ("view", "i8"),  # the router that is asked now
+        ("view", "i8"),  # the router that is asked now, and
+        ("pool", "i8"),  # the pool it chooses from: replicas
+        ("first", "i8"),  # from this one
+        ("last", "i8"),  # to before this one
         ("stale", "i8"),  # 1: routers see snapshots, 0: the replicas themselves
         ("seen_at", "i8"),  # row of the visible snapshot's first replica
         ("signal_age", "f8"),  # s since that snapshot was taken
@@ -308,7 +323,6 @@ VIEW = np.dtype(
         ("taken", "i8"),  # number of the newest snapshot; 0 is the empty fleet at the start
         ("shown", "i8"),  # number of the visible one
         ("next", "f8"),  # s, when the next is taken
-        ("turn", "i8"),  # round robin: next replica
     ],
     align=True,
 )
@@ -358,6 +372,7 @@ class Outcome(IntEnum):
     DONE = 0  # nothing is left to happen
     PAUSED = 1  # the next event lies beyond the time limit
     ASKING = 2  # control.asking needs a replica from outside
+    HAPPENING = 3  # control.happening is about something that the plain loop knows nothing of
 
 
 class Scheduler(IntEnum):

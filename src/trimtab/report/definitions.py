@@ -211,7 +211,9 @@ SCALARS: dict[str, Definition] = {
         "share", "KV peak", "highest share of KV blocks in use at any moment at any replica"
     ),
     "prefix_hit_rate": Definition(
-        "share", "prefix hit rate", "share of prompt tokens found in the prefix cache instead of computed"
+        "share",
+        "prefix hit rate",
+        "share of prompt tokens found in the prefix cache instead of computed; none without prefix caching",
     ),
     "availability": Definition(
         "share", "availability", "time in which replicas were up / duration, mean over replicas"

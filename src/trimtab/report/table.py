@@ -32,6 +32,7 @@ LATENCIES = (
     ("End-to-end Latency", "E2EL", "e2el_ms"),
 )
 CLUSTER = (
+    ("Prefix cache hits (%):", "prefix_hit_rate"),
     ("Preemptions:", "preemptions"),
     ("Mean queue length per replica:", "mean_queue_length"),
     ("KV utilisation, mean (%):", "kv_utilization"),

@@ -167,7 +167,11 @@ def compare_iterations(decoder: Decoder, tables: ExecTables, plan: Plan, cells: 
 
 def exectime_of(calibration: Path | None) -> dict[str, Any]:
     """The scenario's ``exectime``."""
-    return {"kind": "roofline"} if calibration is None else {"kind": "calibrated", "path": str(calibration)}
+    if calibration is None:
+        return {"kind": "roofline"}
+    if not calibration.is_file():
+        raise TrimtabError(f"no calibration {str(calibration)!r}; make one with: trimtab calibrate PROFILE")
+    return {"kind": "roofline", "path": str(calibration.resolve())}
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> Setup:
     free = KV_SHARE * (machine.memory - 2 * model.parameters)
     wanted = max(cells_of(decodes, chunks) for decodes, chunks in batches_of(plan, 1 << 60))
     serving = 1 + load.max_num_seqs * load.slot_tokens
-    cells = min(int(free / model.kv_bytes_per_token()), max(wanted, serving))
+    cells = max(0, min(int(free / model.kv_bytes_per_token()), max(wanted, serving)))
     if cells < serving:
         raise TrimtabError(f"{model.name} leaves room for {cells} cached tokens, serving needs {serving}")
     positions = max(max(plan.contexts) + 2, max(plan.pasts) + max(plan.chunks), load.slot_tokens)
@@ -265,7 +269,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="name or config.json; by default llama-3-8b")
     parser.add_argument(
-        "--calibration", type=Path, help="file of `trimtab calibrate`; by default the roofline"
+        "--calibration", type=Path, help="file of `trimtab calibrate`; else the roofline's own"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")

@@ -46,10 +46,18 @@ def test_without_a_gpu_it_is_skipped() -> None:
     assert json.loads(done.stdout.splitlines()[-1]) == {"name": "gpu_iterations", "skipped": "no CUDA GPU"}
 
 
-def test_bad_input_is_one_line() -> None:
-    done = call("--cpu", "--model", "lama")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "lama"], "error: unknown model"),
+        (["--calibration", "there.json"], "error: no calibration 'there.json'"),
+        (["--model", "llama-3-70b"], "error: llama-3-70b leaves room for"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
+    done = call("--cpu", *arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: unknown model")
+    assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
 
 

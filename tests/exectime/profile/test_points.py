@@ -86,16 +86,17 @@ def test_element_wise_by_hand() -> None:
     assert found("mlp_act", 8).bytes == 2 * 3 * 8 * 14336
     assert found("attn_rope", 8).bytes == 2 * 2 * 8 * (32 + 8) * 128
     assert found("attn_kv_cache_save", 8).bytes == 2 * 2 * 8 * 2 * 8 * 128
-    assert found("input_layernorm", 8).bytes == 2 * (2 * 8 * 4096 + 4096)
+    assert found("input_layernorm", 8).bytes == 2 * 2 * 8 * 4096
+    assert found("sampling", 8).bytes == 4 * 8 * 128256
 
 
 def test_attention_by_hand() -> None:
     decode = decode_point(LLAMA, 2, 3)
     # Two sequences, three cached tokens and the new one: 2 x 4 pairs, QK' and AV in 32 heads of 128.
     assert decode.flops == 2 * 4 * (2 + 2) * 32 * 128
-    assert decode.bytes == 2 * 128 * (2 * 8 * 8 + 2 * 32 * 2)
+    assert decode.bytes == 2 * 128 * 2 * 8 * 8  # keys and values of eight KV heads
     prefill = prefill_point(LLAMA, past=3, chunk=2)
-    assert prefill.flops == (4 + 5) * 4 * 32 * 128  # the first sees 4 tokens, the second 5
+    assert prefill.flops == (2 * 3 + 2) * 4 * 32 * 128  # past, and half of the square of the chunk
     assert prefill.bytes == 2 * 128 * (2 * 8 * 5 + 2 * 32 * 2)
 
 
@@ -104,8 +105,20 @@ def test_experts_by_hand() -> None:
     matrices = 3 * 2048 * 768
     assert (one.batch, one.m, one.k, one.n) == (8, 8, 2048, 768)
     assert one.flops == 2 * 8 * matrices
-    assert one.bytes == 2 * (8 * matrices + 8 * (2048 + 2 * 768 + 2 * 768 + 768 + 768 + 2048) - 0)
+    assert one.bytes == 2 * (8 * matrices + 8 * (2048 + 2 * 768 + 2 * 768 + 768 + 768 + 2048))
     assert found("moe_grouped", 4096, QWEN).batch == 128
+
+
+def test_what_is_counted_per_token_is_one_number() -> None:
+    """Times are looked up by it, whatever the size of the batch."""
+    listed = points(LLAMA, full_grid(), 1_000_000, graphs=True)
+    for name in ("input_layernorm", "mlp_act", "attn_rope", "add", "attn_kv_cache_save", "sampling"):
+        assert len({p.bytes / p.tokens for p in listed if p.operator == name}) == 1, name
+    decodes = [p for p in listed if p.operator == "attn_decode"]
+    assert len({p.bytes / (p.batch * (p.kv + 1)) for p in decodes}) == 1
+    assert len({p.flops / (p.batch * (p.kv + 1)) for p in decodes}) == 1
+    prefills = [p for p in listed if p.operator == "attn_prefill"]
+    assert len({p.flops / (p.chunk * p.kv + p.chunk**2 / 2) for p in prefills}) == 1
 
 
 def test_routing_only_grows() -> None:

@@ -1,7 +1,8 @@
 """What is measured: the grids, one point per row of the profile, each with its FLOPs and bytes.
 
 ``bytes`` is the least traffic to memory: every operand read once, every result written once, 2 bytes per
-value.
+value (logits that are sampled: 4). What a row counts, a table that is built from it counts, too: per
+token or pair it is one number, so the weights of norms and the queries of decodes are left out.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ def _element_wise(shard: Shard, grid: Grid) -> Iterator[Point]:
     for tokens in grid.tokens:
         cells = tokens * shard.hidden
         for name in norms:
-            yield _rows(name, tokens, shard.hidden, 4 * cells, 2 * cells + shard.hidden)
+            yield _rows(name, tokens, shard.hidden, 4 * cells, 2 * cells)
         yield _rows("add", tokens, shard.hidden, cells, 3 * cells)
         yield _rows("attn_rope", tokens, rotated, 3 * tokens * rotated, 2 * tokens * rotated)
         yield _rows("attn_kv_cache_save", tokens, saved, 0, 2 * tokens * saved)
@@ -240,7 +241,7 @@ def _decodes(shard: Shard, grid: Grid, kv_capacity: int) -> list[Point]:
 def decode_point(shard: Shard, batch: int, kv: int) -> Point:
     """``batch`` sequences with ``kv`` cached tokens each; the new token attends to itself, too."""
     pairs = batch * (kv + 1)
-    moved = 2 * shard.kv_heads * pairs + 2 * shard.heads * batch
+    moved = 2 * shard.kv_heads * pairs
     return Point(
         "attn_decode",
         batch,
@@ -262,7 +263,7 @@ def _prefills(shard: Shard, grid: Grid) -> list[Point]:
 
 def prefill_point(shard: Shard, past: int, chunk: int) -> Point:
     """One sequence: a ``chunk`` of its prompt after ``past`` cached tokens, causal."""
-    pairs = chunk * past + chunk * (chunk + 1) // 2
+    pairs = chunk * past + chunk * chunk / 2
     moved = 2 * shard.kv_heads * (past + chunk) + 2 * shard.heads * chunk
     return Point(
         "attn_prefill",
@@ -281,7 +282,7 @@ def _per_sequence(shard: Shard, grid: Grid) -> Iterator[Point]:
     for rows in [tokens for tokens in grid.tokens if tokens <= most]:
         yield replace(_product("lm_head", rows, shard.hidden, shard.vocab), batch=rows)
         logits = rows * shard.all_vocab
-        yield replace(_rows("sampling", rows, shard.all_vocab, 8 * logits, logits), batch=rows)
+        yield replace(_rows("sampling", rows, shard.all_vocab, 8 * logits, 2 * logits), batch=rows)
     for batch in grid.sequences:
         yield Point("cpu_overhead", batch=batch, n=shard.kernels_per_step)
 

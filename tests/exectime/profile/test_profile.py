@@ -144,6 +144,14 @@ def test_no_torch_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert capsys.readouterr().err == "error: profiling needs torch: pip install 'trimtab[profile]'\n"
 
 
+def test_an_old_torch_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.9.1+cu128")
+    assert main(["profile", "--cpu"]) == 2
+    assert "needs torch 2.10 or later, here is 2.9.1+cu128" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

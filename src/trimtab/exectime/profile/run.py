@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Callable
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 Record = Callable[[Point, "Sample"], None]
 Failures = dict[tuple[str, bool], str]  # (operator, from a graph) -> torch's reason
+OLDEST_TORCH = (2, 10)  # grouped products
 CPU_MEMORY = 1 << 30  # bytes that a CPU stands in for
 WEIGHTS_LEAVE = 0.1  # of the memory for KV, at least, whatever the weights take
 MEMORY_TOLERANCE = 0.15  # between the catalogue and what the driver reports
@@ -186,8 +188,13 @@ def _measure(shard: Shard, missing: list[Point], repeats: int, cpu: bool, record
 
 
 def require_torch() -> None:
+    """A TrimtabError that says what to install, where torch is missing or too old."""
     if importlib.util.find_spec("torch") is None:
         raise TrimtabError("profiling needs torch: pip install 'trimtab[profile]'")
+    here = importlib.metadata.version("torch")
+    if tuple(int(part) for part in here.split(".")[:2]) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise TrimtabError(f"profiling needs torch {oldest} or later, here is {here}: pip install -U torch")
 
 
 def this_cpu() -> Machine:

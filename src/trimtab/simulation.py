@@ -107,6 +107,7 @@ def start(
         tuple(config.weights) if config.weights else None,
         build_conditions(scenario, traffic.requests),
         build_pools(scenario),
+        seed=scenario.seed,
     )
 
 

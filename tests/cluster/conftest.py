@@ -40,6 +40,7 @@ def fleet_of(replica: OracleReplica) -> Fleet:
         max_waiting_iters=replica.max_waiting_iters,
         priority=replica.policy == "priority",
         prefix_caching=replica.prefix_caching != "off",
+        speculation=replica.speculation,
     )
 
 

@@ -215,6 +215,11 @@ SCALARS: dict[str, Definition] = {
         "prefix hit rate",
         "share of prompt tokens found in the prefix cache instead of computed; none without prefix caching",
     ),
+    "tokens_per_step": Definition(
+        "tokens",
+        "tokens per step",
+        "output tokens / decode steps of requests, with speculation: accepted drafts and one; none without",
+    ),
     "availability": Definition(
         "share", "availability", "time in which replicas were up / duration, mean over replicas"
     ),

@@ -216,6 +216,7 @@ def _scalars(result: Result, rows: dict[str, Any]) -> dict[str, float]:
         "kv_utilization": _ratio((rows["kv_utilization"] * kv_total).sum(), kv_total.sum()),
         "kv_peak": float(rows["kv_peak"].max()),
         "prefix_hit_rate": _hit_rate(result),
+        "tokens_per_step": _tokens_per_step(result),
         "availability": _availability(result),
         "class_fairness": class_fairness(result),
         "cost": cost,
@@ -229,6 +230,12 @@ def _hit_rate(result: Result) -> float:
         return UNKNOWN
     hits = result.replicas["hit_tokens"].sum()
     return _ratio(hits, (hits + result.replicas["prefill_done"]).sum())
+
+
+def _tokens_per_step(result: Result) -> float:
+    """Of the replicas that speculate."""
+    steps = result.replicas["decode_steps"]
+    return _ratio(result.replicas["decode_done"][steps > 0].sum(), steps.sum())
 
 
 def _availability(result: Result) -> float:

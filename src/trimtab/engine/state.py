@@ -174,19 +174,10 @@ def allocate(
     control["sample_every"] = 0.01
     control["last"] = num_replicas
     _set_conditions(control, replicas, conditions)
-    scalers = conditions.scalers.copy()
-    _switch_off(replicas, scalers, conditions.starts)
-    scalers["since"] = replicas["on_since"] = requests["arrival"].min(initial=np.inf)
+    scalers = _start_scalers(replicas, conditions, requests)
     for row in pools:
         row["accepting"] = replicas["accepting"][row["first"] : row["last"]].sum()
-    events = _first_events(conditions, scalers)
-    control["heap_size"] = len(events)
-    # with faults: a retry and two timeouts per request, a breaker per replica, the next fault; with scalers
-    # an evaluation of each, an order per replica
-    pending = len(requests) - timed
-    if conditions.watching:
-        pending = 3 * len(requests) + 2 * num_replicas + len(scalers) + 1
-    events = np.concatenate([events, np.zeros(num_replicas * (stages + 1) + pending + 1, dtypes.EVENT)])
+    events = _event_table(control, conditions, scalers, num_replicas, stages, len(requests))
     requests = requests.copy()
     requests["pool"] = conditions.classes["pool"][requests["klass"]]
     requests["scheduled"] = requests["first_token"] = np.nan
@@ -246,22 +237,41 @@ def _fresh_replicas(
     return replicas
 
 
-def _switch_off(replicas: NDArray[Any], scalers: NDArray[Any], starts: tuple[int, ...]) -> None:
-    """The replicas of each scaler beyond those that it starts with."""
-    for scaler, start in zip(scalers, starts, strict=True):
+def _start_scalers(replicas: NDArray[Any], conditions: Conditions, requests: NDArray[Any]) -> NDArray[Any]:
+    """(S,) SCALER at the first arrival; the replicas beyond those that each starts with are off."""
+    scalers = conditions.scalers.copy()
+    scalers["since"] = replicas["on_since"] = requests["arrival"].min(initial=np.inf)
+    for scaler, start in zip(scalers, conditions.starts, strict=True):
         off = slice(int(scaler["first"]) + start, int(scaler["last"]))
         replicas["power"][off] = int(Power.OFF)
         replicas["accepting"][off] = 0
+    return scalers
 
 
-def _first_events(conditions: Conditions, scalers: NDArray[Any]) -> NDArray[Any]:
-    """(pending,) EVENT in order, which is a heap: the first fault, and an evaluation of each scaler."""
-    faults = [(float(conditions.faults["at"][0]), int(Event.FAULT), 0)] if len(conditions.faults) else []
-    looks = [
-        (float(scaler["since"] + scaler["interval"]), int(Event.SCALE), index)
-        for index, scaler in enumerate(scalers)
-    ]
-    return np.array(sorted(faults + looks), dtypes.EVENT)
+def _event_table(
+    control: NDArray[Any],
+    conditions: Conditions,
+    scalers: NDArray[Any],
+    num_replicas: int,
+    stages: int,
+    num_requests: int,
+) -> NDArray[Any]:
+    """EVENT with room for all that can be pending, and in it the first fault and each scaler's first look.
+
+    Events in order are a heap.
+    """
+    first = [(float(conditions.faults["at"][0]), int(Event.FAULT), 0)] if len(conditions.faults) else []
+    for index, scaler in enumerate(scalers):
+        first.append((float(scaler["since"] + scaler["interval"]), int(Event.SCALE), index))
+    control["heap_size"] = len(first)
+    # with faults: a retry and two timeouts per request, a breaker per replica, the next fault; with scalers
+    # a look of each, an order per replica
+    pending = num_requests - int(control["num_timed"][0])
+    if conditions.watching:
+        pending = 3 * num_requests + 2 * num_replicas + len(scalers) + 1
+    events = np.zeros(num_replicas * (stages + 1) + pending + 1, dtypes.EVENT)
+    events[: len(first)] = np.array(sorted(first), dtypes.EVENT)
+    return events
 
 
 def whole_fleet(num_replicas: int) -> NDArray[Any]:

@@ -87,6 +87,7 @@ def build_conditions(scenario: Scenario, requests: NDArray[Any]) -> Conditions:
         breaker_open=faults.breaker_open_s,
         rate=admission.rate_qps or math.inf,
         burst=admission.burst,
+        link_latency=scenario.disaggregation.latency_ms / 1e3 if scenario.disaggregation else 0.0,
     )
 
 

@@ -9,7 +9,7 @@ from oracle.faults import OracleConditions
 from oracle.parts import OracleReplica
 
 from trimtab.cluster import Fleet, prepare, run
-from trimtab.engine.dtypes import CLASS, FAULT, POOL, Fault, Scheduler
+from trimtab.engine.dtypes import CLASS, FAULT, NONE, POOL, Fault, Scheduler
 from trimtab.engine.state import Conditions, State
 from trimtab.routers import Router
 from trimtab.workload import Traffic
@@ -54,7 +54,7 @@ def conditions_of(given: OracleConditions) -> Conditions:
 def pools_of(given: OracleConditions, num_replicas: int) -> Any:
     """(Q,) POOL, one per span of replicas that some class may use."""
     spans = dict.fromkeys(one.replicas for one in given.classes)
-    return np.array([(*(span or (0, num_replicas)), 0, 0) for span in spans], POOL)
+    return np.array([(*(span or (0, num_replicas)), 0, 0, NONE) for span in spans], POOL)
 
 
 def run_engine(

@@ -68,6 +68,7 @@ class Conditions:
     breaker_open: float = 10.0
     rate: float = np.inf
     burst: float = 1.0
+    link_latency: float = 0.0
 
     @property
     def watching(self) -> bool:
@@ -164,14 +165,17 @@ def allocate(
     control["sample_every"] = 0.01
     control["last"] = num_replicas
     _set_conditions(control, replicas, conditions)
-    # with faults: a retry and two timeouts per request, a breaker per replica, the next fault
-    pending = 3 * len(requests) + num_replicas + 1 if conditions.watching else len(requests) - timed
+    replicas["hands_over"] = hands_over = _hands_over(pools, num_replicas)
+    control["watching"] = watching = conditions.watching or bool(hands_over.any())
+    # with faults: a retry (or a transfer) and two timeouts per request, a breaker per replica, the next fault
+    pending = 3 * len(requests) + num_replicas + 1 if watching else len(requests) - timed
     events = np.zeros(num_replicas * (stages + 1) + pending + 1, dtypes.EVENT)
     if len(conditions.faults):
         events[0] = (conditions.faults["at"][0], int(Event.FAULT), 0)
         control["heap_size"] = 1
     requests = requests.copy()
     requests["pool"] = conditions.classes["pool"][requests["klass"]]
+    requests["prefill_replica"] = requests["bound_for"] = NONE
     requests["scheduled"] = requests["first_token"] = np.nan
     control["next_signal"] = np.inf
     return State(
@@ -220,6 +224,7 @@ def _fresh_replicas(
     replicas["pool"] = np.arange(num_replicas) * lanes_per_replica
     replicas["queue_head"] = replicas["queue_tail"] = NONE
     replicas["lru_oldest"] = replicas["lru_newest"] = NONE
+    replicas["received_head"] = replicas["received_tail"] = NONE
     replicas["kv_blank"] = replicas["blank_newest"] = (
         replicas["kv_total"] * groups["prefix_caching"][group_of]
     )
@@ -228,7 +233,16 @@ def _fresh_replicas(
 
 def whole_fleet(num_replicas: int) -> NDArray[Any]:
     """One pool (1,) POOL of all replicas."""
-    return np.array([(0, num_replicas, num_replicas, 0)], dtypes.POOL)
+    return np.array([(0, num_replicas, num_replicas, 0, NONE)], dtypes.POOL)
+
+
+def _hands_over(pools: NDArray[Any], num_replicas: int) -> NDArray[np.int64]:
+    """(R,) 1 for the replicas of a pool that has another one to decode in, and of that other."""
+    found = np.zeros(num_replicas, np.int64)
+    for pool in pools[pools["decode"] != NONE]:
+        for span in (pool, pools[pool["decode"]]):
+            found[span["first"] : span["last"]] = 1
+    return found
 
 
 def pad(values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -237,7 +251,6 @@ def pad(values: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _set_conditions(control: NDArray[Any], replicas: NDArray[Any], conditions: Conditions) -> None:
-    control["watching"] = conditions.watching
     for name in (
         "max_retries",
         "backoff",
@@ -246,6 +259,7 @@ def _set_conditions(control: NDArray[Any], replicas: NDArray[Any], conditions: C
         "breaker_open",
         "rate",
         "burst",
+        "link_latency",
     ):
         control[name] = getattr(conditions, name)
     control["bucket"] = conditions.burst

@@ -6,7 +6,7 @@ fits every replica: what does not fit is invalid input and belongs in tests of i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -324,3 +324,33 @@ def sharing_clusters(draw: st.DrawFn, prefix_caching: str = "nodes", most_stages
         replica.prefix_caching = prefix_caching
         replicas.append(replica)
     return Cluster(requests, replicas, draw(st.sampled_from(ROUTERS)), traffic)
+
+
+# --- prefill here, decode there -----------------------------------------------------------------
+
+
+@st.composite
+def split_clusters(draw: st.DrawFn, harm: bool = True) -> tuple[Cluster, OracleConditions]:
+    """Replicas that prefill, then some that do both, then some that decode; faults, unless no ``harm``."""
+    if draw(st.booleans()):
+        cluster = draw(sharing_clusters(most_stages=1))
+    else:
+        cluster = draw(clusters(schedulers=("vllm_v1",), most_stages=1))
+    count = len(cluster.replicas)
+    drawn = draw(conditions(count, draw(st.sampled_from([5.0, 20.0])), pools=False))
+    prefill = (0, draw(st.integers(1, count)))
+    decode = (draw(st.integers(0, min(prefill[1], count - 1))), count)
+    routers = [router for router in ROUTERS if router != "replay" or prefill == decode]
+    patience = drawn.classes if harm else [OracleClass()]
+    split = replace(
+        drawn if harm else OracleConditions(),
+        classes=[replace(one, replicas=prefill, decodes=decode) for one in patience],
+        link_latency=draw(st.sampled_from([0.0, 0.0, 0.1, 1.0])),
+        decode_router=draw(st.sampled_from(routers)),
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    for index, one in enumerate(cluster.replicas):
+        cluster.replicas[index] = replace(one, send_s=float(rng.choice([0.0, 0.001, 0.02, 0.3])))
+    cluster.requests["klass"] = rng.integers(len(split.classes), size=len(cluster.requests))
+    cluster.requests["replica"] %= prefill[1]
+    return cluster, split

@@ -40,6 +40,7 @@ def fleet_of(replica: OracleReplica) -> Fleet:
         max_waiting_iters=replica.max_waiting_iters,
         priority=replica.policy == "priority",
         prefix_caching=replica.prefix_caching != "off",
+        send_s=replica.send_s,
     )
 
 
@@ -47,14 +48,21 @@ def conditions_of(given: OracleConditions) -> Conditions:
     faults = [(one.at, Fault[one.kind.upper()], one.replica, one.factor) for one in given.faults]
     spans = list(dict.fromkeys(one.replicas for one in given.classes))
     classes = [(one.timeout, one.ttft_timeout, one.limit, spans.index(one.replicas)) for one in given.classes]
-    settings = {name: value for name, value in vars(given).items() if name not in ("faults", "classes")}
+    others = ("faults", "classes", "decode_router")
+    settings = {name: value for name, value in vars(given).items() if name not in others}
     return Conditions(faults=np.array(faults, FAULT), classes=np.array(classes, CLASS), **settings)
 
 
 def pools_of(given: OracleConditions, num_replicas: int) -> Any:
-    """(Q,) POOL, one per span of replicas that some class may use."""
+    """(Q,) POOL, one per span of replicas that some class may use, then one per span that some decode in."""
     spans = dict.fromkeys(one.replicas for one in given.classes)
-    return np.array([(*(span or (0, num_replicas)), 0, 0, NONE) for span in spans], POOL)
+    pools = np.array([(*(span or (0, num_replicas)), 0, 0, NONE) for span in spans], POOL)
+    decoding = list(dict.fromkeys(one.decodes for one in given.classes if one.decodes))
+    for index, span in enumerate(spans):
+        for one in given.classes:
+            if one.replicas == span and one.decodes:
+                pools["decode"][index] = len(spans) + decoding.index(one.decodes)
+    return np.append(pools, np.array([(*span, 0, 0, NONE) for span in decoding], POOL))
 
 
 def run_engine(
@@ -73,6 +81,7 @@ def run_engine(
         traffic=traffic,
         conditions=conditions_of(given or OracleConditions()),
         pools=pools_of(given or OracleConditions(), len(replicas)),
+        decode_router=ENGINE_ROUTERS[(given or OracleConditions()).decode_router],
     )
     run(state)
     return state

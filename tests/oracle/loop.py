@@ -2,9 +2,10 @@
 
 Order of events at the same instant, by decision (they do not coincide in the reference cases):
     1. batches that leave a stage: lower replica first, then the later stage;
-    2. what comes from outside: faults, breakers, clients that give up (see ``oracle.faults``);
-    3. arrivals and retries: lower request index first;
-    4. replicas form their batches: lower replica first.
+    2. KV that has come to who decodes: lower request index first (see ``oracle.disaggregation``);
+    3. what comes from outside: faults, breakers, clients that give up (see ``oracle.faults``);
+    4. arrivals and retries: lower request index first;
+    5. replicas form their batches: lower replica first.
 So a batch is formed from all that has ended and arrived by then, as in Vidur.
 """
 
@@ -18,7 +19,7 @@ from oracle.parts import Batch, Iteration, OracleReplica, Request, requests_of
 from oracle.schedulers import SCHEDULERS, Scheduler
 from trimtab.workload import Traffic
 
-STAGE_END, FAULT, BREAKER, TIMEOUT, FIRST_TOKEN_TIMEOUT, ARRIVAL, FORM = range(7)
+STAGE_END, HANDOVER, FAULT, BREAKER, TIMEOUT, FIRST_TOKEN_TIMEOUT, ARRIVAL, FORM = range(8)
 
 
 class Deadlock(Exception):
@@ -42,10 +43,16 @@ class Replica:
         self.batches_in_flight = 0
         self.forming = False
         self.slow = 1.0  # iterations last this many times as long
+        self.coming: list[Request] = []  # their KV is on the way here, and
+        self.received: list[Request] = []  # has come (see ``oracle.disaggregation``)
+
+    @property
+    def waiting(self) -> int:
+        return len(self.scheduler.waiting) + len(self.received)
 
     @property
     def outstanding(self) -> int:
-        return len(self.scheduler.waiting) + len(self.scheduler.running)
+        return self.waiting + len(self.scheduler.running) + len(self.coming)
 
 
 class Router:
@@ -77,7 +84,7 @@ class Router:
             tossed = pool[0] + int(request.coin * count)
             return min(candidates, key=lambda i: (replicas[i].outstanding, (i - tossed) % count))
         if self.name == "vidur_lor":
-            return min(candidates, key=lambda i: (len(replicas[i].scheduler.waiting), i))
+            return min(candidates, key=lambda i: (replicas[i].waiting, i))
         raise ValueError(f"the oracle knows no router {self.name!r}")
 
 
@@ -197,7 +204,7 @@ class Cluster:
             prefill_tokens=sum(entry.tokens for entry in entries if not entry.decode),
             prefills=sum(not entry.decode for entry in entries),
             decodes=sum(entry.decode for entry in entries),
-            waiting=len(replica.scheduler.waiting),
+            waiting=replica.waiting,
             running=len(replica.scheduler.running),
             kv_used=replica.scheduler.used_blocks,
             attention_pairs=float(sum(entry.tokens * (entry.tokens + entry.past) for entry in entries)),

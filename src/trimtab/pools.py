@@ -70,7 +70,9 @@ def disaggregated_models(scenario: Scenario) -> set[str]:
         role = next(group.role for group in scenario.replicas if group.role != "both")
         raise TrimtabError(f"replicas.role {role!r} needs a section disaggregation, which may be empty: {{}}")
     if scenario.disaggregation is not None and not apart:
-        raise TrimtabError("disaggregation needs groups of replicas with role prefill and decode; all are both")
+        raise TrimtabError(
+            "disaggregation needs groups of replicas with role prefill and decode; all are both"
+        )
     for model in sorted(apart):
         _check_roles(scenario, model)
     if apart and len({get_model(group.model).name for group in scenario.replicas}) > 1:

@@ -193,6 +193,7 @@ class SplitCluster(FaultyCluster):
     def fail_attempt(self, now: float, request: Request) -> None:
         request.prefilled_by = NONE
         request.transfer = 0.0
+        request.assigned = request.replica
         super().fail_attempt(now, request)
 
     def give_up(self, now: float, request: Request) -> None:

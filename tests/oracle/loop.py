@@ -72,7 +72,8 @@ class Router:
         """One of ``candidates``, the replicas of the ``pool`` that accept; they are in order."""
         count = len(pool)
         if self.name == "replay":
-            return min(candidates, key=lambda i: (i - request.assigned) % count)
+            start = request.assigned if request.assigned in pool else pool[0]
+            return min(candidates, key=lambda i: (i - start) % count)
         if self.name == "random":
             return candidates[int(request.coin * len(candidates))]
         if self.name == "round_robin":

@@ -112,8 +112,8 @@ def readmit(state: State, replica: int) -> None:
 
 @jit
 def reachable(state: State, replica: int) -> int:
-    """The chosen replica if it accepts, else the next one that does (there is one)."""
-    while not state.replicas["accepting"][replica]:
+    """The chosen replica if it is of the pool and accepts, else the next one that does (there is one)."""
+    while not may_choose(state, replica):
         replica = following(state, replica)
     return replica
 

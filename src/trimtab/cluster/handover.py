@@ -35,7 +35,11 @@ def hand_over_prefilled(state: State, replica: int, now: float) -> None:
         request = state.chunks["request"][batch, index]
         complete = requests["processed"][request] == requests["target"][request]
         # A preempted request is recomputed, and goes on, where it was: it has been handed over before.
-        if complete and requests["status"][request] == RUNNING and requests["prefill_replica"][request] == NONE:
+        if (
+            complete
+            and requests["status"][request] == RUNNING
+            and requests["prefill_replica"][request] == NONE
+        ):
             hand_over(state, replica, request, now)
 
 

@@ -8,7 +8,6 @@ when there is room. ``docs/background/disaggregation.md``.
 
 from __future__ import annotations
 
-from trimtab.cluster.loop import settle
 from trimtab.engine.dtypes import NONE, Event, Status
 from trimtab.engine.heap import push
 from trimtab.engine.jit import jit
@@ -20,7 +19,7 @@ from trimtab.engine.signals import count_answer, kept
 from trimtab.engine.state import State
 from trimtab.schedulers.common import free_blocks
 
-HANDOVER = int(Event.HANDOVER)
+HANDOVER, FORM = int(Event.HANDOVER), int(Event.FORM)
 RUNNING, SENDING, RECEIVED = int(Status.RUNNING), int(Status.SENDING), int(Status.RECEIVED)
 
 
@@ -189,7 +188,11 @@ def take_in(state: State, replica: int, lane: int, request: int, blocks: int) ->
 
 @jit
 def go_on(state: State, replica: int, now: float) -> None:
-    """Something has left the replica or come to it: who waited with its KV first, then batches."""
+    """Something has left the replica or come to it: who waited with its KV is taken in first. Batches form
+    when all that happens at this instant is known, for one event may free KV of several requests.
+    """
     if state.replicas["received_head"][replica] != NONE and state.replicas["in_flight"][replica] == 0:
         admit_received(state, replica, now)
-    settle(state, replica, now)
+    if not state.replicas["forming"][replica]:
+        state.replicas["forming"][replica] = 1
+        push(state, now, FORM, replica)

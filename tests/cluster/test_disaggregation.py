@@ -1,8 +1,7 @@
-"""Prefill here, decode there: the engine equals the oracle, nothing is lost, and free transfers cost nothing."""
+"""Prefill here, decode there: the engine equals the oracle, nothing is lost, free transfers cost nothing."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -143,7 +142,7 @@ def test_one_output_token_is_never_handed_over() -> None:
 
 
 def test_the_prompt_stays_in_the_senders_memory_until_it_has_gone() -> None:
-    """Four tokens take 2.25 s to send, and the sender has room for six: the second prompt starts at 3.25 s."""
+    """Four tokens take 2.25 s to send; the sender has room for six: the second prompt starts at 3.25 s."""
     tables = plain_tables(fixed=1.0, per_token=0.0, send=0.0)
     table = request_table([{"arrival": 0.0, "prefill_tokens": 4, "decode_tokens": 2}] * 2)
     replica = OracleReplica(tables=tables, send_s=0.5, block_size=1, num_blocks=6)
@@ -195,7 +194,7 @@ def test_a_draining_replica_that_does_both_finishes_what_it_has() -> None:
 
 
 def test_admission_counts_both_pools() -> None:
-    """One outstanding per accepting replica: the third of three at a time is turned away, wherever they are."""
+    """One outstanding per accepting replica: the third at a time is turned away, wherever the others are."""
     rows = [{"arrival": at} for at in (0.0, 1.5, 1.75)]
     state = serve(rows, (0, 1), (1, 2), patience={"limit": 1.0})
     assert [row[0] for row in outcomes(state)] == ["finished", "finished", "rejected"]

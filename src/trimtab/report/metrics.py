@@ -56,8 +56,8 @@ def _done(result: Result) -> NDArray[np.bool_]:
 def request_columns(result: Result) -> dict[str, Floats]:
     """The distributions over requests, by family name; completed requests unless it says otherwise.
 
-    Each is (completed,), but ``tpot_ms`` (completed with two output tokens or more,), ``kv_transfer_ms`` (moved,) and the five
-    about what was asked (arrived,), ``inter_arrival_ms`` one less.
+    Each is (completed,), but ``tpot_ms`` (completed with two output tokens or more,), ``kv_transfer_ms``
+    (moved,) and the five about what was asked (arrived,), ``inter_arrival_ms`` one less.
     """
     table = result.requests
     arrived = np.isfinite(table["arrival"])

@@ -18,6 +18,7 @@ from oracle.schedulers import SCHEDULERS, blocks_for
 
 from trimtab.engine.dtypes import NONE
 from trimtab.exectime.tables import ExecTables
+from trimtab.scenario import Speculation
 from trimtab.workload import Traffic
 
 ROUTERS = ("replay", "random", "round_robin", "least_outstanding", "vidur_lor")
@@ -330,6 +331,21 @@ def sharing_clusters(
         replica.prefix_caching = prefix_caching
         replicas.append(replica)
     return Cluster(requests, replicas, draw(st.sampled_from(ROUTERS)), traffic)
+
+
+@st.composite
+def speculating_clusters(draw: st.DrawFn) -> Cluster:
+    """vllm_v1 replicas of one stage, most of which speculate, with and without prefix caches."""
+    cluster = draw(clusters(("vllm_v1",), most_stages=1) | sharing_clusters(most_stages=1))
+    for replica in cluster.replicas:
+        if draw(st.integers(0, 3)) == 0:
+            continue
+        replica.speculation = Speculation(
+            tokens=draw(st.integers(1, 7)),
+            acceptance=draw(st.sampled_from([0.0, 0.4, 0.8, 0.97])),
+        )
+        replica.token_budget += replica.speculation.tokens
+    return cluster
 
 
 # --- prefill here, decode there -----------------------------------------------------------------

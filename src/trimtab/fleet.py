@@ -10,15 +10,18 @@ from numpy.typing import NDArray
 from trimtab.cluster import Fleet
 from trimtab.errors import TrimtabError
 from trimtab.exectime import build_tables, tokens_per_second
+from trimtab.exectime.tables import ExecTables
 from trimtab.hardware import (
     Device,
     Model,
+    Node,
     attention_flops_per_pair,
     get_device,
     get_model,
     node_for,
     params_per_device,
     plan_kv,
+    validate_expert_parallelism,
     validate_parallelism,
 )
 from trimtab.pools import eligible_groups
@@ -47,7 +50,7 @@ def build_fleets(scenario: Scenario, requests: NDArray[np.void]) -> tuple[list[F
         classes = [klass for klass, groups in enumerate(eligible) if index in groups]
         longest = int(tokens[np.isin(requests["klass"], classes)].max(initial=1))
         pairs.append(_build(group, longest))
-    rates = [tokens_per_second(fleet.tables, fleet.stages) for fleet, _ in pairs]
+    rates = [tokens_per_second(fleet.tables, fleet.stages, fleet.speculation) for fleet, _ in pairs]
     fleets = [replace(fleet, speed=rate / max(rates)) for (fleet, _), rate in zip(pairs, rates, strict=True)]
     if scenario.disaggregation is not None:
         bandwidth = 1e9 * scenario.disaggregation.bandwidth_gb_s
@@ -60,6 +63,7 @@ def _build(group: ReplicaGroup, longest: int) -> tuple[Fleet, Group]:
     model, device = get_model(group.model), get_device(group.device)
     node = node_for(device, group.node)
     validate_parallelism(model, group.tp, group.pp, node)
+    validate_expert_parallelism(model, group.tp, group.ep, group.moe_imbalance)
     info, config = get_scheduler(group.scheduler.name), group.scheduler
     name = group.name or f"{model.name} on {device.name}"
     if group.pp > 1 and not info.pipeline:
@@ -76,11 +80,12 @@ def _build(group: ReplicaGroup, longest: int) -> tuple[Fleet, Group]:
     max_chunk = (
         min(max(token_budget, longest), LARGEST_CHUNK) if info.reserves else min(token_budget, LARGEST_CHUNK)
     )
+    tables = _tables(group, model, device, node, max_seqs, max_chunk, longest)
     watermark = info.watermark if config.watermark is None else config.watermark
     fleet = Fleet(
         name=name,
         scheduler=info.kind,
-        tables=build_tables(group, model, device, node, max_seqs, max_chunk, longest),
+        tables=tables,
         count=group.count,
         num_blocks=num_blocks,
         max_seqs=max_seqs,
@@ -93,13 +98,32 @@ def _build(group: ReplicaGroup, longest: int) -> tuple[Fleet, Group]:
         priority=config.policy == "priority",
         prefix_caching=config.prefix_caching,
         role=group.role,
+        speculation=group.speculation,
     )
     return fleet, _facts(group, fleet, model, device, info)
 
 
+def _tables(
+    group: ReplicaGroup,
+    model: Model,
+    device: Device,
+    node: Node,
+    max_seqs: int,
+    max_chunk: int,
+    longest: int,
+) -> ExecTables:
+    """With speculation decodes are drafted, and logits needed for every draft."""
+    if group.speculation is None:
+        return build_tables(group, model, device, node, max_seqs, max_chunk, longest)
+    rows = min(max_seqs * (1 + group.speculation.tokens), max(max_seqs, max_chunk))
+    tables = build_tables(group, model, device, node, rows, max_chunk, longest)
+    tables = replace(tables, decode_s=tables.decode_s[: max_seqs + 1])
+    return tables.with_drafting(group.speculation.tokens * group.speculation.draft_cost)
+
+
 def _planned_blocks(group: ReplicaGroup, model: Model, device: Device, block_size: int, longest: int) -> int:
-    plan = plan_kv(model, device, group.tp, group.pp, block_size, group.memory_margin, longest)
-    return plan.num_blocks
+    split = (group.tp, group.pp, block_size, group.memory_margin, longest, group.ep, group.moe_imbalance)
+    return plan_kv(model, device, *split).num_blocks
 
 
 def _token_budget(info: SchedulerInfo, given: int | None, longest: int) -> int:

@@ -105,6 +105,10 @@ def _check_roles(scenario: Scenario, model: str) -> None:
                 f"model {model!r}: prefill and decode apart works with scheduler vllm_v1 and pp 1, "
                 f"got {scheduler} and pp {group.pp}"
             )
+        if group.speculation:
+            raise TrimtabError(
+                f"model {model!r}: prefill and decode apart does not work with speculation yet"
+            )
 
 
 def decode_router(scenario: Scenario) -> RouterInfo:

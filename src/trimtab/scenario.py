@@ -64,6 +64,7 @@ __all__ = [
     "Sessions",
     "SignalsConfig",
     "Slo",
+    "Speculation",
     "StaticArrivals",
     "StepArrivals",
     "Trace",
@@ -129,13 +130,34 @@ class ExecTimeConfig(Section):
     max_depth: Count = 16
 
 
+class Speculation(Section):
+    """Speculative decoding, for scheduler vllm_v1 and pp 1: each decode step drafts ``tokens`` and verifies
+    them at once.
+
+    ``acceptance`` is the probability that a draft is accepted, those before it being so; ``draft_cost`` the
+    time of drafting one token over that of a plain decode iteration of the same requests (0 for n-gram
+    lookup, about 0.05 to 0.1 for EAGLE-like heads, 0.1 to 0.3 for a small draft model).
+    """
+
+    tokens: Annotated[int, Field(ge=1, le=100)]
+    acceptance: Annotated[float, Field(ge=0, lt=1)]
+    draft_cost: NonNegative = 0.0
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Mean of what a decode step yields: (1 - a^(k+1)) / (1 - a) (Leviathan et al. 2023, eq. 1)."""
+        return float((1.0 - self.acceptance ** (self.tokens + 1)) / (1.0 - self.acceptance))
+
+
 class ReplicaGroup(Section):
     """``count`` identical replicas of one model on one kind of device.
 
     ``model`` is a name or the path of a Hugging Face config.json. ``tp`` devices share every layer, ``pp``
-    stages share the layers; ``node`` is the kind of server (by default the device's usual one);
-    ``memory_margin`` is the share of device memory left alone. With ``role`` prefill or decode it does only
-    that, and the scenario needs ``disaggregation``; groups of one model are listed prefill, both, decode.
+    stages share the layers; ``ep`` = tp puts whole experts on each of these devices instead of slices, the
+    busiest with ``moe_imbalance`` times the mean tokens. ``node`` is the kind of server (by default the
+    device's usual one); ``memory_margin`` is the share of device memory left alone. With ``role`` prefill or
+    decode it does only that, and the scenario needs ``disaggregation``; groups of one model are listed
+    prefill, both, decode.
     """
 
     model: str = "llama-3-8b"
@@ -145,9 +167,12 @@ class ReplicaGroup(Section):
     role: Literal["both", "prefill", "decode"] = "both"
     tp: Count = 1
     pp: Count = 1
+    ep: Count = 1
+    moe_imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     memory_margin: Annotated[float, Field(ge=0, lt=1)] = 0.1
     scheduler: SchedulerConfig = SchedulerConfig()
     exectime: ExecTimeConfig = ExecTimeConfig()
+    speculation: Speculation | None = None
     name: str | None = None
 
 

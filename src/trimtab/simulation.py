@@ -108,6 +108,7 @@ def start(
         build_conditions(scenario, traffic.requests),
         build_pools(scenario),
         decode_router(scenario).kind if scenario.disaggregation else Router.LEAST_OUTSTANDING,
+        seed=scenario.seed,
     )
 
 

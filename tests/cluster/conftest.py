@@ -41,6 +41,7 @@ def fleet_of(replica: OracleReplica) -> Fleet:
         priority=replica.policy == "priority",
         prefix_caching=replica.prefix_caching != "off",
         send_s=replica.send_s,
+        speculation=replica.speculation,
     )
 
 

@@ -15,7 +15,7 @@ import heapq
 import math
 from typing import Any
 
-from oracle.parts import Batch, Iteration, OracleReplica, Request, requests_of
+from oracle.parts import Batch, Iteration, OracleReplica, Request, drafts_accepted, requests_of
 from oracle.schedulers import SCHEDULERS, Scheduler
 from trimtab.workload import Traffic
 
@@ -41,6 +41,7 @@ class Replica:
         self.scheduler: Scheduler = SCHEDULERS[settings.scheduler](settings)
         self.stages = [Stage() for _ in range(settings.num_stages)]
         self.batches_in_flight = 0
+        self.batches_formed = 0
         self.forming = False
         self.slow = 1.0  # iterations last this many times as long
         self.coming: list[Request] = []  # their KV is on the way here, and
@@ -94,6 +95,7 @@ class Cluster:
         self.requests = requests
         self.replicas = [Replica(index, one) for index, one in enumerate(settings)]
         self.router = Router(router)
+        self.seed = 0
         self.iterations: list[Iteration] = []
         self.events: list[tuple[float, int, int, int]] = []  # s, kind, replica or request, -stage
 
@@ -131,10 +133,15 @@ class Cluster:
     def form_batches(self, now: float, replica: Replica) -> None:
         """As many batches as there are stages may be in flight."""
         while replica.batches_in_flight < replica.settings.num_stages:
+            speculation = replica.settings.speculation
+            if speculation:
+                accepted = drafts_accepted(speculation, self.seed, replica.index, replica.batches_formed)
+                replica.scheduler.accepted_drafts = accepted
             batch = replica.scheduler.next_batch()
             if batch is None:
                 break
             replica.batches_in_flight += 1
+            replica.batches_formed += 1
             for entry in batch.entries:
                 entry.request.in_flight = True
                 if math.isnan(entry.request.scheduled):
@@ -154,7 +161,7 @@ class Cluster:
         batch = stage.queue.pop(0)
         stage.current = batch
         last = number == replica.settings.num_stages - 1
-        seconds = batch.seconds(replica.settings.tables, last) * batch.slow
+        seconds = batch.seconds(replica.settings, last) * batch.slow
         batch.spent += seconds
         assert batch.iteration is not None
         if number == 0:

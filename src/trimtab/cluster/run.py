@@ -17,6 +17,7 @@ from trimtab.engine.state import NOTHING_WRONG, Conditions, State, allocate, pac
 from trimtab.errors import TrimtabError
 from trimtab.exectime.tables import ExecTables
 from trimtab.routers import FIRST_PUBLISHED, ROUTERS, Router
+from trimtab.scenario import Speculation
 from trimtab.workload.content import Traffic, private
 
 MAX_ITERATIONS = 2_000_000  # recorded; beyond that only counted
@@ -55,7 +56,10 @@ FRESH = Signals()
 
 @dataclass(frozen=True)
 class Fleet:
-    """``count`` identical replicas as the engine sees them. Sizes in tokens, blocks, sequences."""
+    """``count`` identical replicas as the engine sees them. Sizes in tokens, blocks, sequences.
+
+    With ``speculation`` the ``tables`` hold the drafting already (``ExecTables.with_drafting``).
+    """
 
     name: str
     scheduler: Scheduler
@@ -71,6 +75,7 @@ class Fleet:
     max_waiting_iters: int = 10
     priority: bool = False
     prefix_caching: bool = False
+    speculation: Speculation | None = None
     speed: float = 1.0
     role: str = "both"
     send_s: float = 0.0  # s per token of KV that goes to another replica
@@ -97,6 +102,16 @@ def check_fleet(fleet: Fleet) -> None:
     if fleet.prefix_caching and fleet.scheduler != Scheduler.VLLM_V1:
         raise TrimtabError(
             f"{who}: prefix caching works with scheduler vllm_v1, not {fleet.scheduler.name.lower()}"
+        )
+    if fleet.speculation and (fleet.scheduler != Scheduler.VLLM_V1 or fleet.stages != 1):
+        raise TrimtabError(
+            f"{who}: speculation works with scheduler vllm_v1 and pp 1, "
+            f"got {fleet.scheduler.name.lower()} and pp {fleet.stages}"
+        )
+    if fleet.speculation and fleet.token_budget <= fleet.speculation.tokens:
+        raise TrimtabError(
+            f"{who}: speculation.tokens must be less than the token budget {fleet.token_budget}, "
+            f"got {fleet.speculation.tokens}"
         )
 
 
@@ -153,11 +168,13 @@ def prepare(
     conditions: Conditions = NOTHING_WRONG,
     pools: NDArray[Any] | None = None,
     decode_router: Router = Router.LEAST_OUTSTANDING,
+    seed: int = 0,
 ) -> State:
     """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied.
 
     ``traffic`` says what the prompts of those requests share; without it they share nothing.
     ``temperature`` is Dynamo's; ``weights`` (prefix, queue, kv) replace those of llm-d and the gateway.
+    ``seed`` is for what is tossed while the run goes on: accepted drafts.
     """
     check_signals(signals)
     groups = np.zeros(len(fleets), GROUP)
@@ -195,6 +212,7 @@ def prepare(
     asks = routers & {Router.OUTSIDE, *(info.kind for info in ROUTERS.values() if info.matches)}
     state.control["matching"] = bool(asks) and bool(groups["prefix_caching"].any())
     state.control["temperature"] = temperature
+    state.control["seed"] = seed % 2**62
     if weights is None:
         weights = (3.0, 2.0, 2.0) if Router.GIE in routers else (2.0, 1.0, 1.0)
     for name, weight in zip(("weight_prefix", "weight_queue", "weight_kv"), weights, strict=True):
@@ -234,6 +252,11 @@ def _fill_group(row: Any, fleet: Fleet) -> None:
         row["prefill_s"] = fleet.stages * tables.stage_seconds([], [(0, chunk)]) / chunk
     if fleet.role != "prefill":
         row["decode_s"] = fleet.stages * tables.stage_seconds([kv] * batch, []) / batch
+    if fleet.speculation:
+        tokens = batch * fleet.speculation.tokens_per_step
+        row["decode_s"] = tables.stage_seconds([kv] * batch, [], drafts=fleet.speculation.tokens) / tokens
+        row["draft_tokens"] = fleet.speculation.tokens
+        row["acceptance"] = fleet.speculation.acceptance
     row["send_s"] = fleet.send_s
 
 

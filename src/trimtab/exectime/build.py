@@ -8,7 +8,7 @@ from trimtab.errors import TrimtabError
 from trimtab.exectime.tables import ExecTables
 from trimtab.hardware.devices import Device, Node
 from trimtab.hardware.models import Model
-from trimtab.scenario import ReplicaGroup
+from trimtab.scenario import ReplicaGroup, Speculation
 
 
 def build_tables(
@@ -36,11 +36,15 @@ def build_tables(
     cpu_s = np.full(max(max_batch, 1) + 1, config.cpu_overhead_ms / 1000.0)
     cpu_s[0] = 0.0
     if config.kind == "roofline":
+        from trimtab.exectime.experts import ExpertParallel
         from trimtab.exectime.roofline import build_roofline
 
+        parallel = ExpertParallel(group.ep, group.moe_imbalance)
         return build_roofline(
-            model, device, node, group.tp, group.pp, max_batch, max_chunk, max_context, cpu_s
+            model, device, node, group.tp, group.pp, max_batch, max_chunk, max_context, cpu_s, parallel
         )
+    if group.ep > 1:
+        raise TrimtabError(f"exectime kind {config.kind!r} has no expert parallelism; use roofline, or ep 1")
     if not config.path:
         raise TrimtabError(f"exectime kind {config.kind!r} needs exectime.path, which is not set")
     if config.kind == "tables":
@@ -58,13 +62,12 @@ REFERENCE_KV = 1000  # tokens of each decode
 REFERENCE_CHUNK = 512  # prompt tokens
 
 
-def tokens_per_second(tables: ExecTables, pp: int = 1) -> float:
+def tokens_per_second(tables: ExecTables, pp: int = 1, speculation: Speculation | None = None) -> float:
     """Tokens per second of one replica on a mixed batch: 64 decodes at 1000 KV and one 512 chunk.
 
     With ``pp`` stages full, a batch leaves every stage time (the first stage's, which also sends), so
     the replica's rate is the tokens of a batch over one stage's seconds.
     """
-    stage = tables.stage_seconds(
-        [REFERENCE_KV] * REFERENCE_DECODES, [(0, REFERENCE_CHUNK)], last_stage=pp == 1
-    )
-    return (REFERENCE_DECODES + REFERENCE_CHUNK) / stage
+    drafts, each = (speculation.tokens, speculation.tokens_per_step) if speculation else (0, 1.0)
+    stage = tables.stage_seconds([REFERENCE_KV] * REFERENCE_DECODES, [(0, REFERENCE_CHUNK)], pp == 1, drafts)
+    return (REFERENCE_DECODES * each + REFERENCE_CHUNK) / stage

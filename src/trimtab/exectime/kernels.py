@@ -99,12 +99,24 @@ class Kernels:
 
     def all_reduce(self, num_bytes: Array, devices: int) -> Array:
         """Ring all-reduce inside a node: NVLink within a link group, the slower bus across groups."""
+        return self._collective(2 * (devices - 1) / devices * num_bytes, devices)
+
+    def reduce_scatter(self, num_bytes: Array, devices: int) -> Array:
+        """Half of an all-reduce; the other half, an all-gather, takes as long."""
+        return self._collective((devices - 1) / devices * num_bytes, devices)
+
+    def all_to_all(self, num_bytes: Array, devices: int) -> Array:
+        """Every device keeps 1/devices of ``num_bytes`` and exchanges the rest. Not measured: the share
+        of the link that all-reduces reach is taken."""
+        return self._collective((devices - 1) / devices * num_bytes, devices)
+
+    def _collective(self, moved: Array, devices: int) -> Array:
+        """``moved`` bytes out of (and into) each device."""
         if devices == 1:
-            return np.zeros_like(num_bytes, dtype=np.float64)
+            return np.zeros_like(moved, dtype=np.float64)
         eff = self.efficiency
         inside = devices <= self.node.link_group
         rate = self.device.link_gb_s * eff.link if inside else self.node.cross_gb_s * eff.cross
-        moved = 2 * (devices - 1) / devices * num_bytes
         # Published link figures sum both directions; a ring uses each direction once.
         return np.asarray(moved / (rate / 2 * 1e9) + eff.collective_us * 1e-6, dtype=np.float64)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from trimtab.exectime.experts import SLICED, ExpertParallel, dense_mlp, expert_operators
 from trimtab.exectime.kernels import Array, Kernels, get_efficiency
 from trimtab.exectime.tables import ExecTables
 from trimtab.hardware.devices import Device, Node
@@ -34,10 +35,12 @@ def build_roofline(
     max_chunk: int,
     max_context: int,
     cpu_s: Array,
+    parallel: ExpertParallel = SLICED,
 ) -> ExecTables:
     """Tables for batches of ``max_batch`` sequences, ``max_chunk`` prompt tokens, ``max_context`` KV.
 
-    ``cpu_s`` (max_batch+1,) is a host overhead per iteration and stage that is added as given.
+    ``cpu_s`` (max_batch+1,) is a host overhead per iteration and stage that is added as given;
+    ``parallel`` places the experts of a mixture.
     """
     kernels = Kernels(device, node, get_efficiency(device.efficiency), model.dtype_bytes)
     # Grids of at most about 256 x 512: steps grow with the ranges, the engine interpolates.
@@ -48,7 +51,7 @@ def build_roofline(
     batch = np.arange(max_batch + 1, dtype=np.float64)
     tokens = np.arange(max_batch + max_chunk + 1, dtype=np.float64)
     layers = model.layers / pp
-    operators = token_operators(kernels, model, tokens, tp)
+    operators = token_operators(kernels, model, tokens, tp, parallel)
     decode = layers * decode_attention(kernels, model, batch[:, None], kv[None, :], tp)
     decode[0] = 0.0
     send = kernels.send(tokens * model.hidden * 2, tp * pp) if pp > 1 else np.zeros_like(tokens)
@@ -63,12 +66,14 @@ def build_roofline(
         kv_step=kv_step,
         chunk_step=chunk_step,
         token_round=1,
-        source=f"roofline {model.name} on {device.name}, tp={tp}, pp={pp}",
+        source=f"roofline {model.name} on {device.name}, tp={tp}, pp={pp}, ep={parallel.ranks}",
         operators=_breakdown(kernels, model, operators, tp),
     )
 
 
-def token_operators(kernels: Kernels, model: Model, tokens: Array, tp: int) -> dict[str, Array]:
+def token_operators(
+    kernels: Kernels, model: Model, tokens: Array, tp: int, parallel: ExpertParallel = SLICED
+) -> dict[str, Array]:
     """Seconds of one average layer's operators that depend on the tokens of the batch alone."""
     hidden = model.hidden
     rotated = (model.heads + -(-model.kv_heads // tp) * tp) * (model.qk_rope_head_dim or model.head_dim)
@@ -77,13 +82,16 @@ def token_operators(kernels: Kernels, model: Model, tokens: Array, tp: int) -> d
         "attn_rope": kernels.element_wise("rope", 4 * tokens * rotated / tp),
         "input_layernorm": kernels.element_wise("norm", 4 * tokens * hidden),
         "add": kernels.element_wise("add", 6 * tokens * hidden),
-        **_mlp(kernels, model, tokens, tp),
+        **_mlp(kernels, model, tokens, tp, parallel),
     }
     if model.post_attention_norm:
         times["post_attention_layernorm"] = kernels.element_wise("norm", 4 * tokens * hidden)
     if tp > 1:
-        # Once after attention, once after the MLP.
-        times["all_reduce"] = 2 * kernels.all_reduce(tokens * hidden * 2, tp)
+        # Once after attention, once after the MLP. Expert-parallel layers keep the tokens apart in between:
+        # reduce-scatter before, all-gather after.
+        apart = model.moe_layers / model.layers if parallel.ranks > 1 else 0.0
+        whole = 2 * (1 - apart) * kernels.all_reduce(tokens * hidden * 2, tp)
+        times["all_reduce"] = whole + 2 * apart * kernels.reduce_scatter(tokens * hidden * 2, tp)
     return times
 
 
@@ -108,48 +116,17 @@ def _projections(kernels: Kernels, model: Model, tokens: Array, tp: int) -> dict
     }
 
 
-def _mlp(kernels: Kernels, model: Model, tokens: Array, tp: int) -> dict[str, Array]:
+def _mlp(
+    kernels: Kernels, model: Model, tokens: Array, tp: int, parallel: ExpertParallel
+) -> dict[str, Array]:
     """The MLP of an average layer: dense and expert layers in their shares."""
-    dense_share = 1 - model.moe_layers / model.layers
-    times = {
-        name: dense_share * row for name, row in _dense_mlp(kernels, model, tokens, model.ffn / tp).items()
-    }
+    share = model.moe_layers / model.layers
+    dense = dense_mlp(kernels, model, tokens, model.ffn / tp)
+    times = {name: (1 - share) * row for name, row in dense.items()}
     if not model.experts:
         return times
-    share = model.moe_layers / model.layers
-    experts = _experts(kernels, model, tokens, tp)
-    if model.shared_experts:
-        width = model.shared_experts * model.expert_ffn / tp
-        shared = _dense_mlp(kernels, model, tokens, width)
-        experts = {name: row + shared.get(name, 0.0) for name, row in experts.items()}
+    experts = expert_operators(kernels, model, tokens, tp, parallel)
     return {name: times.get(name, 0.0) + share * row for name, row in experts.items()}
-
-
-def _dense_mlp(kernels: Kernels, model: Model, tokens: Array, width: float) -> dict[str, Array]:
-    halves = model.mlp_matrices - 1
-    return {
-        "mlp_up_proj": kernels.matrix_product(tokens, model.hidden, halves * width),
-        "mlp_act": kernels.element_wise("act", 2 * tokens * (halves + 1) * width),
-        "mlp_down_proj": kernels.matrix_product(tokens, width, model.hidden),
-    }
-
-
-def _experts(kernels: Kernels, model: Model, tokens: Array, tp: int) -> dict[str, Array]:
-    """Grouped products over the experts that a batch is expected to touch, under uniform routing."""
-    share = model.experts_per_token / model.experts
-    touched = model.experts * (1 - (1 - share) ** tokens)
-    rows = tokens * model.experts_per_token
-    halves = model.mlp_matrices - 1
-    width = model.expert_ffn / tp
-    up = model.hidden * halves * width
-    down = model.hidden * width
-    moved = 2 * rows * (model.hidden + halves * width)
-    return {
-        "moe_router": kernels.matrix_product(tokens, model.hidden, model.experts),
-        "mlp_up_proj": kernels.roof(2 * rows * up, touched * up * kernels.weight_bytes + moved),
-        "mlp_act": kernels.element_wise("act", 2 * rows * (halves + 1) * width),
-        "mlp_down_proj": kernels.roof(2 * rows * down, touched * down * kernels.weight_bytes + moved),
-    }
 
 
 def decode_attention(kernels: Kernels, model: Model, count: Array, kv: Array, tp: int) -> Array:

@@ -18,7 +18,11 @@ from trimtab.hardware.memory import (
     vidur_num_blocks,
 )
 from trimtab.hardware.models import Model, get_model, list_models
-from trimtab.hardware.parallelism import allowed_tensor_parallel, validate_parallelism
+from trimtab.hardware.parallelism import (
+    allowed_tensor_parallel,
+    validate_expert_parallelism,
+    validate_parallelism,
+)
 
 __all__ = [
     "Device",
@@ -37,6 +41,7 @@ __all__ = [
     "node_for",
     "params_per_device",
     "plan_kv",
+    "validate_expert_parallelism",
     "validate_parallelism",
     "vidur_num_blocks",
 ]

@@ -45,10 +45,13 @@ def plan_kv(
     block_size: int = 16,
     memory_margin: float = 0.1,
     max_tokens: int | None = None,
+    ep: int = 1,
+    moe_imbalance: float = 1.0,
 ) -> KvPlan:
     """KV blocks of one replica: memory * (1 - margin) - weights - activations, on the fullest stage.
 
-    ``max_tokens``, if given, is the longest request that must fit.
+    ``max_tokens``, if given, is the longest request that must fit. ``ep`` = tp: whole experts on each
+    device, the busiest with ``moe_imbalance`` times the mean tokens.
 
     Raises
     ------
@@ -56,8 +59,8 @@ def plan_kv(
         if the weights, or one request of ``max_tokens``, do not fit: needed, available, and the
         smallest tensor parallelism that would do.
     """
-    weights = weight_bytes(model, tp, pp)
-    activations = activation_bytes(model, tp)
+    weights = weight_bytes(model, tp, pp, ep)
+    activations = activation_bytes(model, tp, ep, moe_imbalance)
     per_token = model.kv_bytes_per_token(tp, pp)
     free = device.memory_bytes * (1 - memory_margin) - weights - activations
     num_blocks = max(0, int(free // (per_token * block_size)))
@@ -65,7 +68,9 @@ def plan_kv(
     if num_blocks < needed_blocks:
 
         def needed(degree: int) -> float:
-            fixed = weight_bytes(model, degree, pp) + activation_bytes(model, degree)
+            ranks = degree if ep > 1 else 1
+            fixed = weight_bytes(model, degree, pp, ranks)
+            fixed += activation_bytes(model, degree, ranks, moe_imbalance)
             return fixed + needed_blocks * block_size * model.kv_bytes_per_token(degree, pp)
 
         what = f" and one request of {max_tokens} tokens" if max_tokens else ""
@@ -80,18 +85,29 @@ def plan_kv(
     )
 
 
-def weight_bytes(model: Model, tp: int, pp: int) -> float:
-    """Bytes of weights on the fullest device: its layers, and one embedding matrix (both if pp = 1)."""
+def weight_bytes(model: Model, tp: int, pp: int, ep: int = 1) -> float:
+    """Bytes of weights on the fullest device: its layers, and one embedding matrix (both if pp = 1).
+
+    Whole experts on ``ep`` = tp devices weigh what slices of all of them do; shared experts are then on
+    every device.
+    """
     layers = model.parameters - model.embedding_parameters
     embeddings = model.embedding_parameters if pp == 1 else model.vocab * model.hidden
     # Embeddings stay in bf16 also where the matrices are quantised.
-    return (layers / pp * model.dtype_bytes + embeddings * 2) / tp
+    split = (layers / pp * model.dtype_bytes + embeddings * 2) / tp
+    shared = model.moe_layers * model.shared_experts * model.mlp_matrices * model.hidden * model.expert_ffn
+    return split + shared / pp * model.dtype_bytes * (1 - 1 / ep)
 
 
-def activation_bytes(model: Model, tp: int) -> float:
-    """Bytes beside weights and KV on one device; see the constants above."""
-    width = max(model.ffn, model.experts_per_token * model.expert_ffn)
-    alive = (2 * width / tp + 4 * model.hidden) * PROFILE_TOKENS * 2
+def activation_bytes(model: Model, tp: int, ep: int = 1, moe_imbalance: float = 1.0) -> float:
+    """Bytes beside weights and KV on one device; see the constants above.
+
+    The busiest expert-parallel rank also holds the token copies that were sent to it.
+    """
+    copies = model.experts_per_token * moe_imbalance / ep
+    width = max(model.ffn / tp, copies * model.expert_ffn / (tp / ep))
+    received = copies * model.hidden if ep > 1 else 0.0
+    alive = (2 * width + received + 4 * model.hidden) * PROFILE_TOKENS * 2
     return FIXED_GIB * GIB + alive + PROFILE_SEQUENCES * model.vocab * 4 / tp
 
 

@@ -45,6 +45,36 @@ def validate_parallelism(model: Model, tp: int, pp: int, node: Node) -> None:
         )
 
 
+def validate_expert_parallelism(model: Model, tp: int, ep: int, imbalance: float) -> None:
+    """``ep`` is 1 (slices of every expert) or ``tp`` (whole experts), and divides the experts;
+    ``imbalance``, busiest over mean rank, is what ``ep`` ranks and the router can make of it.
+
+    Raises
+    ------
+    TrimtabError
+        one line that names the rule and the values that would do.
+    """
+    if ep == 1:
+        if imbalance > 1:
+            raise TrimtabError(
+                f"moe_imbalance={imbalance:g} needs expert parallelism: with ep=1 every device holds a slice "
+                f"of every expert; set ep to tp, or moe_imbalance to 1"
+            )
+        return
+    if not model.experts:
+        raise TrimtabError(f"ep={ep} is not possible for {model.name}: it has no experts; allowed: 1")
+    if ep != tp:
+        raise TrimtabError(f"ep={ep} must be 1 (slices of experts) or tp={tp} (whole experts on each device)")
+    if model.experts % ep:
+        raise TrimtabError(f"ep={ep} does not divide the {model.experts} experts of {model.name}; use ep=1")
+    most = min(ep, model.experts / model.experts_per_token)
+    if imbalance > most:
+        raise TrimtabError(
+            f"moe_imbalance={imbalance:g} is not possible for {model.name} with ep={ep}: a rank gets at "
+            f"most {most:g} times the mean; allowed: 1 to {most:g}"
+        )
+
+
 def _reason(model: Model, tp: int, node: Node) -> str:
     if not model.tensor_parallel and tp > 1:
         return "the model does not support tensor parallelism"

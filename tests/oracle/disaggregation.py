@@ -155,7 +155,7 @@ class SplitCluster(FaultyCluster):
                 self.push(now, HANDOVER, request.index)
 
     def stranded(self, now: float) -> list[Request]:
-        stuck, self.stuck = self.stuck, []
+        stuck, self.stuck = sorted(self.stuck, key=lambda request: request.index), []
         for request in stuck:
             sender = self.replicas[request.replica]
             sender.scheduler.free(request)

@@ -178,9 +178,10 @@ def clusters(
     routers: tuple[str, ...] = ROUTERS,
     turns: bool = True,
     most_stages: int = 3,
+    counts: tuple[int, ...] = (1, 1, 1, 2, 3, 4),
 ) -> Cluster:
-    """One to four replicas, alike or (more often) each of its own kind, and a dozen requests."""
-    num_replicas = draw(st.sampled_from([1, 1, 1, 2, 3, 4]))
+    """A few replicas, alike or (more often) each of its own kind, and a dozen requests."""
+    num_replicas = draw(st.sampled_from(counts))
     requests = draw(request_tables(num_replicas, turns))
     longest = int((requests["prefill_tokens"] + requests["decode_tokens"]).max())
     one = oracle_replicas(longest, schedulers, most_stages)
@@ -353,9 +354,14 @@ def traffics(draw: st.DrawFn, num_replicas: int, most: int = 16) -> Traffic:
 
 
 @st.composite
-def sharing_clusters(draw: st.DrawFn, prefix_caching: str = "nodes", most_stages: int = 3) -> Cluster:
-    """One or two vllm_v1 replicas with prefix caches, memory between tight and ample."""
-    num_replicas = draw(st.sampled_from([1, 1, 2]))
+def sharing_clusters(
+    draw: st.DrawFn,
+    prefix_caching: str = "nodes",
+    most_stages: int = 3,
+    counts: tuple[int, ...] = (1, 1, 2),
+) -> Cluster:
+    """A few vllm_v1 replicas with prefix caches, memory between tight and ample."""
+    num_replicas = draw(st.sampled_from(counts))
     traffic = draw(traffics(num_replicas))
     requests = traffic.requests
     longest = int((requests["prefill_tokens"] + requests["decode_tokens"]).max())
@@ -381,3 +387,33 @@ def speculating_clusters(draw: st.DrawFn) -> Cluster:
         )
         replica.token_budget += replica.speculation.tokens
     return cluster
+
+
+# --- prefill here, decode there -----------------------------------------------------------------
+
+
+@st.composite
+def split_clusters(draw: st.DrawFn, harm: bool = True) -> tuple[Cluster, OracleConditions]:
+    """Replicas that prefill, then some that do both, then some that decode; faults, unless no ``harm``."""
+    if draw(st.booleans()):
+        cluster = draw(sharing_clusters(most_stages=1, counts=(1, 2, 3)))
+    else:
+        cluster = draw(clusters(schedulers=("vllm_v1",), most_stages=1, counts=(2, 2, 3, 4)))
+    count = len(cluster.replicas)
+    drawn = draw(conditions(count, draw(st.sampled_from([5.0, 20.0])), pools=False))
+    prefill = (0, draw(st.integers(1, count)))
+    decode = (draw(st.integers(0, min(prefill[1], count - 1))), count)
+    routers = [router for router in ROUTERS if router != "replay" or prefill == decode]
+    patience = drawn.classes if harm else [OracleClass()]
+    split = replace(
+        drawn if harm else OracleConditions(),
+        classes=[replace(one, replicas=prefill, decodes=decode) for one in patience],
+        link_latency=draw(st.sampled_from([0.0, 0.0, 0.1, 3.0])),
+        decode_router=draw(st.sampled_from(routers)),
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    for index, one in enumerate(cluster.replicas):
+        cluster.replicas[index] = replace(one, send_s=float(rng.choice([0.0, 0.001, 0.05, 0.5])))
+    cluster.requests["klass"] = rng.integers(len(split.classes), size=len(cluster.requests))
+    cluster.requests["replica"] %= prefill[1]
+    return cluster, split

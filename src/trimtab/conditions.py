@@ -92,6 +92,7 @@ def build_conditions(scenario: Scenario, requests: NDArray[Any]) -> Conditions:
         burst=admission.burst,
         scalers=scalers,
         starts=starts,
+        link_latency=scenario.disaggregation.latency_ms / 1e3 if scenario.disaggregation else 0.0,
     )
 
 

@@ -52,6 +52,10 @@ def build_fleets(scenario: Scenario, requests: NDArray[np.void]) -> tuple[list[F
         pairs.append(_build(group, longest))
     rates = [tokens_per_second(fleet.tables, fleet.stages, fleet.speculation) for fleet, _ in pairs]
     fleets = [replace(fleet, speed=rate / max(rates)) for (fleet, _), rate in zip(pairs, rates, strict=True)]
+    if scenario.disaggregation is not None:
+        bandwidth = 1e9 * scenario.disaggregation.bandwidth_gb_s
+        sizes = [get_model(group.model).kv_bytes_per_token() for group in scenario.replicas]
+        fleets = [replace(fleet, send_s=size / bandwidth) for fleet, size in zip(fleets, sizes, strict=True)]
     return fleets, [facts for _, facts in pairs]
 
 
@@ -93,6 +97,7 @@ def _build(group: ReplicaGroup, longest: int) -> tuple[Fleet, Group]:
         max_waiting_iters=config.max_waiting_iters,
         priority=config.policy == "priority",
         prefix_caching=config.prefix_caching,
+        role=group.role,
         speculation=group.speculation,
     )
     return fleet, _facts(group, fleet, model, device, info)

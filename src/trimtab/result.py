@@ -30,6 +30,8 @@ REQUEST_COLUMNS = (
     "finished",
     "execution",
     "hit_tokens",
+    "prefill_replica",
+    "transfer",
 )
 
 

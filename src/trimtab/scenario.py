@@ -45,6 +45,7 @@ __all__ = [
     "Arrivals",
     "Autoscale",
     "BurstArrivals",
+    "Disaggregation",
     "DiurnalArrivals",
     "EmpiricalLengths",
     "ExecTimeConfig",
@@ -174,13 +175,16 @@ class ReplicaGroup(Section):
     ``model`` is a name or the path of a Hugging Face config.json. ``tp`` devices share every layer, ``pp``
     stages share the layers; ``ep`` = tp puts whole experts on each of these devices instead of slices, the
     busiest with ``moe_imbalance`` times the mean tokens. ``node`` is the kind of server (by default the
-    device's usual one); ``memory_margin`` is the share of device memory left alone.
+    device's usual one); ``memory_margin`` is the share of device memory left alone. With ``role`` prefill or
+    decode it does only that, and the scenario needs ``disaggregation``; groups of one model are listed
+    prefill, both, decode.
     """
 
     model: str = "llama-3-8b"
     device: str = "a100-80"
     node: str | None = None
     count: Count = 1
+    role: Literal["both", "prefill", "decode"] = "both"
     tp: Count = 1
     pp: Count = 1
     ep: Count = 1
@@ -196,6 +200,19 @@ class ReplicaGroup(Section):
     def slots(self) -> int:
         """Replicas that there can be at once."""
         return self.autoscale.max if self.autoscale else self.count
+
+
+class Disaggregation(Section):
+    """Prefill here, decode there, for models with groups whose ``role`` is prefill or decode.
+
+    When a request's first token is out, ``decode_router`` chooses among the replicas that decode; its KV
+    goes there in ``latency_ms`` plus its size / ``bandwidth_gb_s`` (gigabytes per second of a replica's
+    link, each way; 25 is 200 Gb/s). A replica sends one at a time and receives one at a time.
+    """
+
+    bandwidth_gb_s: Positive = 25.0
+    latency_ms: NonNegative = 1.0
+    decode_router: str = "least-outstanding"
 
 
 class RouterConfig(Section):
@@ -313,6 +330,7 @@ class Scenario(Section):
     workload: Workload = Workload()
     replicas: Annotated[list[ReplicaGroup], Field(min_length=1)] = Field(default=[ReplicaGroup()])
     router: RouterConfig = RouterConfig()
+    disaggregation: Disaggregation | None = None
     signals: SignalsConfig = SignalsConfig()
     slo: Slo = Slo()
     faults: Faults = Faults()

@@ -12,7 +12,7 @@ from oracle.parts import OracleReplica
 from oracle.scaling import OracleScaler
 
 from trimtab.cluster import Fleet, prepare, run
-from trimtab.engine.dtypes import CLASS, FAULT, POOL, SCALER, Fault, ScaleBy, Scheduler
+from trimtab.engine.dtypes import CLASS, FAULT, NONE, POOL, SCALER, Fault, ScaleBy, Scheduler
 from trimtab.engine.state import Conditions, State
 from trimtab.routers import Router
 from trimtab.workload import Traffic
@@ -43,6 +43,7 @@ def fleet_of(replica: OracleReplica) -> Fleet:
         max_waiting_iters=replica.max_waiting_iters,
         priority=replica.policy == "priority",
         prefix_caching=replica.prefix_caching != "off",
+        send_s=replica.send_s,
         speculation=replica.speculation,
     )
 
@@ -54,7 +55,8 @@ def conditions_of(given: OracleConditions) -> Conditions:
         (one.timeout, one.ttft_timeout, one.limit, spans.index(one.replicas), one.bound)
         for one in given.classes
     ]
-    settings = {name: value for name, value in vars(given).items() if name not in ("faults", "classes")}
+    others = ("faults", "classes", "decode_router")
+    settings = {name: value for name, value in vars(given).items() if name not in others}
     return Conditions(faults=np.array(faults, FAULT), classes=np.array(classes, CLASS), **settings)
 
 
@@ -69,9 +71,15 @@ def scalers_of(given: Sequence[OracleScaler]) -> Any:
 
 
 def pools_of(given: OracleConditions, num_replicas: int) -> Any:
-    """(Q,) POOL, one per span of replicas that some class may use."""
+    """(Q,) POOL, one per span of replicas that some class may use, then one per span that some decode in."""
     spans = dict.fromkeys(one.replicas for one in given.classes)
-    return np.array([(*(span or (0, num_replicas)), 0, 0) for span in spans], POOL)
+    pools = np.array([(*(span or (0, num_replicas)), 0, 0, NONE) for span in spans], POOL)
+    decoding = list(dict.fromkeys(one.decodes for one in given.classes if one.decodes))
+    for index, span in enumerate(spans):
+        for one in given.classes:
+            if one.replicas == span and one.decodes:
+                pools["decode"][index] = len(spans) + decoding.index(one.decodes)
+    return np.append(pools, np.array([(*span, 0, 0, NONE) for span in decoding], POOL))
 
 
 def run_engine(
@@ -93,6 +101,7 @@ def run_engine(
         traffic=traffic,
         conditions=replace(conditions, scalers=scalers_of(scalers), starts=starts),
         pools=pools_of(given or OracleConditions(), len(replicas)),
+        decode_router=ENGINE_ROUTERS[(given or OracleConditions()).decode_router],
     )
     run(state)
     return state

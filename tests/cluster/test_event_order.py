@@ -62,6 +62,7 @@ def batches(state: State) -> list[tuple[int, float, int, int]]:
 def test_kinds_are_ranked() -> None:
     assert [event.name for event in sorted(Event)] == [
         "BATCH_END",
+        "HANDOVER",
         "FAULT",
         "BREAKER",
         "TIMEOUT",

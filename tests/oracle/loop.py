@@ -2,10 +2,11 @@
 
 Order of events at the same instant, by decision (they do not coincide in the reference cases):
     1. batches that leave a stage: lower replica first, then the later stage;
-    2. what comes from outside: faults, breakers, clients that give up (see ``oracle.faults``), autoscaling,
+    2. KV that has come to who decodes: lower request index first (see ``oracle.disaggregation``);
+    3. what comes from outside: faults, breakers, clients that give up (see ``oracle.faults``), autoscaling,
        replicas that it ordered (see ``oracle.scaling``);
-    3. arrivals and retries: lower request index first;
-    4. replicas form their batches: lower replica first.
+    4. arrivals and retries: lower request index first;
+    5. replicas form their batches: lower replica first.
 So a batch is formed from all that has ended and arrived by then, as in Vidur.
 """
 
@@ -19,7 +20,18 @@ from oracle.parts import Batch, Iteration, OracleReplica, Request, drafts_accept
 from oracle.schedulers import SCHEDULERS, Scheduler
 from trimtab.workload import Traffic
 
-STAGE_END, FAULT, BREAKER, TIMEOUT, FIRST_TOKEN_TIMEOUT, SCALE, PROVISIONED, ARRIVAL, FORM = range(9)
+(
+    STAGE_END,
+    HANDOVER,
+    FAULT,
+    BREAKER,
+    TIMEOUT,
+    FIRST_TOKEN_TIMEOUT,
+    SCALE,
+    PROVISIONED,
+    ARRIVAL,
+    FORM,
+) = range(10)
 
 
 class Deadlock(Exception):
@@ -44,10 +56,16 @@ class Replica:
         self.batches_formed = 0
         self.forming = False
         self.slow = 1.0  # iterations last this many times as long
+        self.coming: list[Request] = []  # their KV is on the way here, and
+        self.received: list[Request] = []  # has come (see ``oracle.disaggregation``)
+
+    @property
+    def waiting(self) -> int:
+        return len(self.scheduler.waiting) + len(self.received)
 
     @property
     def outstanding(self) -> int:
-        return len(self.scheduler.waiting) + len(self.scheduler.running)
+        return self.waiting + len(self.scheduler.running) + len(self.coming)
 
 
 class Router:
@@ -67,7 +85,8 @@ class Router:
         """One of ``candidates``, the replicas of the ``pool`` that accept; they are in order."""
         count = len(pool)
         if self.name == "replay":
-            return min(candidates, key=lambda i: (i - request.assigned) % count)
+            start = request.assigned if request.assigned in pool else pool[0]
+            return min(candidates, key=lambda i: (i - start) % count)
         if self.name == "random":
             return candidates[int(request.coin * len(candidates))]
         if self.name == "round_robin":
@@ -79,7 +98,7 @@ class Router:
             tossed = pool[0] + int(request.coin * count)
             return min(candidates, key=lambda i: (replicas[i].outstanding, (i - tossed) % count))
         if self.name == "vidur_lor":
-            return min(candidates, key=lambda i: (len(replicas[i].scheduler.waiting), i))
+            return min(candidates, key=lambda i: (replicas[i].waiting, i))
         raise ValueError(f"the oracle knows no router {self.name!r}")
 
 
@@ -205,7 +224,7 @@ class Cluster:
             prefill_tokens=sum(entry.tokens for entry in entries if not entry.decode),
             prefills=sum(not entry.decode for entry in entries),
             decodes=sum(entry.decode for entry in entries),
-            waiting=len(replica.scheduler.waiting),
+            waiting=replica.waiting,
             running=len(replica.scheduler.running),
             kv_used=replica.scheduler.used_blocks,
             attention_pairs=float(sum(entry.tokens * (entry.tokens + entry.past) for entry in entries)),

@@ -41,6 +41,7 @@ class OracleReplica:
     max_blocks_per_sequence: int = 0
     max_waiting_iters: int = 10
     policy: str = "fcfs"
+    send_s: float = 0.0  # s per prompt token whose KV it sends elsewhere
     speculation: Speculation | None = None  # vllm_v1 with one stage alone
     prefix_caching: str = "off"  # vllm_v1 alone: off, nodes (as the engine), blocks (as vLLM)
 
@@ -80,6 +81,11 @@ class Request:
     pausing: bool = False  # before a retry
     given_up: bool = False  # by its client
     end: str = ""  # finished, failed, aborted or rejected
+
+    prefilled_by: int = NONE  # replica that handed it over, in this attempt
+    bound_for: int = NONE  # replica that its KV is on the way to
+    sent: float = math.nan  # end of its prefill
+    transfer: float = 0.0  # from there until its KV had come
 
     @property
     def decoding(self) -> bool:

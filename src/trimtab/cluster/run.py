@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.engine.dtypes import GROUP, Outcome, Scheduler
+from trimtab.engine.dtypes import GROUP, NONE, Outcome, Scheduler
 from trimtab.engine.state import NOTHING_WRONG, Conditions, State, allocate, pack_tables, whole_fleet
 from trimtab.errors import TrimtabError
 from trimtab.exectime.tables import ExecTables
@@ -77,6 +77,8 @@ class Fleet:
     prefix_caching: bool = False
     speculation: Speculation | None = None
     speed: float = 1.0
+    role: str = "both"
+    send_s: float = 0.0  # s per token of KV that goes to another replica
 
     @property
     def micro_seqs(self) -> int:
@@ -136,7 +138,9 @@ def check_signals(signals: Signals) -> None:
 
 def check_requests(requests: NDArray[Any], eligible: NDArray[np.bool_], fleet: Fleet) -> None:
     """Every eligible request (N,) must be servable by every replica, alone in an empty cache."""
-    total = (requests["prefill_tokens"].astype(np.int64) + requests["decode_tokens"]) * eligible
+    total = requests["prefill_tokens"] * eligible
+    if fleet.role != "prefill":
+        total = total + requests["decode_tokens"] * eligible
     longest = int(total.argmax())
     tokens = int(total[longest])
     spare = max(fleet.watermark_blocks, 0 if fleet.scheduler == Scheduler.VLLM_V1 else 1)
@@ -163,6 +167,7 @@ def prepare(
     weights: tuple[float, ...] | None = None,
     conditions: Conditions = NOTHING_WRONG,
     pools: NDArray[Any] | None = None,
+    decode_router: Router = Router.LEAST_OUTSTANDING,
     seed: int = 0,
 ) -> State:
     """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied.
@@ -179,6 +184,7 @@ def prepare(
     for row, fleet, first in zip(groups, fleets, replicas[:-1], strict=True):
         check_fleet(fleet)
         comes = (pools["first"] <= first) & (first < pools["last"])
+        comes |= (pools["decode"] != NONE) & comes[pools["decode"]]
         check_requests(requests, comes[pool_of], fleet)
         _fill_group(row, fleet)
     curves = pack_tables(groups, [fleet.tables for fleet in fleets])
@@ -201,12 +207,14 @@ def prepare(
     state.control["router"] = int(router)
     state.control["choices"] = choices
     state.control["speed_aware"] = speed_aware
-    asks = router == Router.OUTSIDE or router in {info.kind for info in ROUTERS.values() if info.matches}
-    state.control["matching"] = asks and bool(groups["prefix_caching"].any())
+    state.control["decode_router"] = int(decode_router)
+    routers = {router, decode_router}
+    asks = routers & {Router.OUTSIDE, *(info.kind for info in ROUTERS.values() if info.matches)}
+    state.control["matching"] = bool(asks) and bool(groups["prefix_caching"].any())
     state.control["temperature"] = temperature
     state.control["seed"] = seed % 2**62
     if weights is None:
-        weights = (3.0, 2.0, 2.0) if router == Router.GIE else (2.0, 1.0, 1.0)
+        weights = (3.0, 2.0, 2.0) if Router.GIE in routers else (2.0, 1.0, 1.0)
     for name, weight in zip(("weight_prefix", "weight_queue", "weight_kv"), weights, strict=True):
         state.control[name] = weight
     if signals.refresh:
@@ -240,13 +248,16 @@ def _fill_group(row: Any, fleet: Fleet) -> None:
     row["spare"] = fleet.scheduler in (Scheduler.VLLM, Scheduler.SARATHI)
     chunk, batch, kv = 512, 64, 1024
     tables = fleet.tables
-    row["prefill_s"] = fleet.stages * tables.stage_seconds([], [(0, chunk)]) / chunk
-    row["decode_s"] = fleet.stages * tables.stage_seconds([kv] * batch, []) / batch
+    if fleet.role != "decode":
+        row["prefill_s"] = fleet.stages * tables.stage_seconds([], [(0, chunk)]) / chunk
+    if fleet.role != "prefill":
+        row["decode_s"] = fleet.stages * tables.stage_seconds([kv] * batch, []) / batch
     if fleet.speculation:
         tokens = batch * fleet.speculation.tokens_per_step
         row["decode_s"] = tables.stage_seconds([kv] * batch, [], drafts=fleet.speculation.tokens) / tokens
         row["draft_tokens"] = fleet.speculation.tokens
         row["acceptance"] = fleet.speculation.acceptance
+    row["send_s"] = fleet.send_s
 
 
 def run(

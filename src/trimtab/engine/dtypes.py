@@ -52,6 +52,10 @@ REQUEST = np.dtype(
         ("shared", "i8"),  # blocks of it that live in the prefix cache
         ("hit_tokens", "i8"),  # prompt tokens found in the prefix cache, in its last attempt
         ("order", "f8"),  # place in its pool: arrival or admission, as the scheduler wants it
+        # prefill here, decode there
+        ("prefill_replica", "i8"),  # replica that prefilled it, once it is known who decodes; or NONE
+        ("bound_for", "i8"),  # replica that its KV is on the way to, or NONE
+        ("transfer", "f8"),  # s from the end of its prefill until its KV was where it decodes
     ],
     align=True,
 )
@@ -85,6 +89,14 @@ REPLICA = np.dtype(
         ("forming", "i8"),  # 1: a FORM event of this instant is due
         ("batch_head", "i8"),  # oldest batch, index in its ring
         ("waiting_iters", "i8"),  # lightllm: decode iterations since a prefill
+        # prefill here, decode there
+        ("hands_over", "i8"),  # 1: its model prefills and decodes in different pools
+        ("coming", "i8"),  # requests whose KV is on the way to it: outstanding, neither waiting nor running
+        ("received_head", "i8"),  # waiting requests whose KV has come
+        ("received_tail", "i8"),
+        ("send_free", "f8"),  # s, when its link has sent all that is booked,
+        ("receive_free", "f8"),  # and received
+        ("sending", "f8"),  # s that its link sent, all booked transfers
         # sums over the run
         ("last_change", "f8"),  # s, up to where the areas are summed
         ("waiting_area", "f8"),  # request-seconds
@@ -144,6 +156,7 @@ GROUP = np.dtype(
         ("acceptance", "f8"),  # probability, of one if those before it were accepted
         ("prefill_s", "f8"),  # s per prompt token and
         ("decode_s", "f8"),  # s per output token that a router may assume
+        ("send_s", "f8"),  # s per token of KV that goes to another replica
         # execution time: where each table starts in ``curves`` and its shape (see ExecTables)
         ("vidur", "i8"),
         ("token_round", "i8"),
@@ -268,6 +281,7 @@ POOL = np.dtype(
         ("last", "i8"),  # to before this one
         ("accepting", "i8"),  # of them, those that routers may choose
         ("held", "i8"),  # requests that wait for one
+        ("decode", "i8"),  # pool where its requests decode, or NONE: where they were prefilled
     ],
     align=True,
 )
@@ -341,6 +355,9 @@ CONTROL = np.dtype(
         ("bucket", "f8"),  # of these, how many may now
         ("filled", "f8"),  # s, up to where the bucket is filled
         ("scalings", "i8"),  # changes of power, recorded or not
+        # prefill here, decode there
+        ("decode_router", "i8"),  # Router
+        ("link_latency", "f8"),  # s of every transfer
         # what routers see (see ``signals``)
         ("dispatched", "i8"),  # requests routed so far
         ("view", "i8"),  # the router that is asked now, and
@@ -399,14 +416,15 @@ class Event(IntEnum):
     """Order of simultaneous events; equal kinds go by replica or request index."""
 
     BATCH_END = 0
-    FAULT = 1
-    BREAKER = 2  # a circuit breaker closes
-    TIMEOUT = 3
-    FIRST_TOKEN_TIMEOUT = 4
-    SCALE = 5  # autoscaling looks at its group; who is let in by a new replica must be seen to be there
-    PROVISIONED = 6  # a replica that autoscaling ordered comes into service
-    ARRIVAL = 7  # retries too
-    FORM = 8  # batches form when all that ends and arrives at an instant is known
+    HANDOVER = 1  # a request's KV has come, or somebody accepts it who can decode
+    FAULT = 2
+    BREAKER = 3  # a circuit breaker closes
+    TIMEOUT = 4
+    FIRST_TOKEN_TIMEOUT = 5
+    SCALE = 6  # autoscaling looks at its group; who is let in by a new replica must be seen to be there
+    PROVISIONED = 7  # a replica that autoscaling ordered comes into service
+    ARRIVAL = 8  # retries too
+    FORM = 9  # batches form when all that ends and arrives at an instant is known
     # load samples are taken after every event of their time
 
 
@@ -438,7 +456,9 @@ class Status(IntEnum):
     ABORTED = 6  # its client gave up
     RETRYING = 7  # waits for its next attempt
     HELD = 8  # at the router: no replica accepts
-    ABORTING = 9  # given up; leaves when its batch ends
+    ABORTING = 9  # given up; leaves when its batch or transfer ends
+    SENDING = 10  # prefilled; its KV is held there until it has gone to who decodes
+    RECEIVED = 11  # its KV has come; waits to be taken into service
 
 
 class Power(IntEnum):

@@ -74,6 +74,7 @@ class Conditions:
     burst: float = 1.0
     scalers: NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtypes.SCALER))
     starts: tuple[int, ...] = ()
+    link_latency: float = 0.0
 
     @property
     def watching(self) -> bool:
@@ -177,9 +178,12 @@ def allocate(
     scalers = _start_scalers(replicas, conditions, requests)
     for row in pools:
         row["accepting"] = replicas["accepting"][row["first"] : row["last"]].sum()
+    replicas["hands_over"] = hands_over = _hands_over(pools, num_replicas)
+    control["watching"] = conditions.watching or bool(hands_over.any())
     events = _event_table(control, conditions, scalers, num_replicas, stages, len(requests))
     requests = requests.copy()
     requests["pool"] = conditions.classes["pool"][requests["klass"]]
+    requests["prefill_replica"] = requests["bound_for"] = NONE
     requests["scheduled"] = requests["first_token"] = np.nan
     control["next_signal"] = np.inf
     return State(
@@ -231,6 +235,7 @@ def _fresh_replicas(
     replicas["pool"] = np.arange(num_replicas) * lanes_per_replica
     replicas["queue_head"] = replicas["queue_tail"] = NONE
     replicas["lru_oldest"] = replicas["lru_newest"] = NONE
+    replicas["received_head"] = replicas["received_tail"] = NONE
     replicas["kv_blank"] = replicas["blank_newest"] = (
         replicas["kv_total"] * groups["prefix_caching"][group_of]
     )
@@ -264,10 +269,10 @@ def _event_table(
     for index, scaler in enumerate(scalers):
         first.append((float(scaler["since"] + scaler["interval"]), int(Event.SCALE), index))
     control["heap_size"] = len(first)
-    # with faults: a retry and two timeouts per request, a breaker per replica, the next fault; with scalers
-    # a look of each, an order per replica
+    # with faults: a retry (or a transfer) and two timeouts per request, a breaker per replica, the next fault;
+    # with scalers a look of each, an order per replica
     pending = num_requests - int(control["num_timed"][0])
-    if conditions.watching:
+    if control["watching"][0]:
         pending = 3 * num_requests + 2 * num_replicas + len(scalers) + 1
     events = np.zeros(num_replicas * (stages + 1) + pending + 1, dtypes.EVENT)
     events[: len(first)] = np.array(sorted(first), dtypes.EVENT)
@@ -276,7 +281,16 @@ def _event_table(
 
 def whole_fleet(num_replicas: int) -> NDArray[Any]:
     """One pool (1,) POOL of all replicas."""
-    return np.array([(0, num_replicas, num_replicas, 0)], dtypes.POOL)
+    return np.array([(0, num_replicas, num_replicas, 0, NONE)], dtypes.POOL)
+
+
+def _hands_over(pools: NDArray[Any], num_replicas: int) -> NDArray[np.int64]:
+    """(R,) 1 for the replicas of a pool that has another one to decode in, and of that other."""
+    found = np.zeros(num_replicas, np.int64)
+    for pool in pools[pools["decode"] != NONE]:
+        for span in (pool, pools[pool["decode"]]):
+            found[span["first"] : span["last"]] = 1
+    return found
 
 
 def pad(values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -285,7 +299,6 @@ def pad(values: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _set_conditions(control: NDArray[Any], replicas: NDArray[Any], conditions: Conditions) -> None:
-    control["watching"] = conditions.watching
     for name in (
         "max_retries",
         "backoff",
@@ -294,6 +307,7 @@ def _set_conditions(control: NDArray[Any], replicas: NDArray[Any], conditions: C
         "breaker_open",
         "rate",
         "burst",
+        "link_latency",
     ):
         control[name] = getattr(conditions, name)
     control["bucket"] = conditions.burst

@@ -129,6 +129,12 @@ FAMILIES: dict[str, Definition] = {
     "restarts": Definition(
         "", "restarts", "preemptions by recompute, per completed request", "request_num_restarts_histogram"
     ),
+    "kv_transfer_ms": Definition(
+        "ms",
+        "KV transfer time",
+        "end of the prefill until the KV is where the request decodes, links in use waited for; per completed"
+        " request that decoded on another replica than its prefill",
+    ),
     "batch_size": Definition(
         "sequences",
         "batch size",
@@ -219,6 +225,11 @@ SCALARS: dict[str, Definition] = {
         "tokens",
         "tokens per step",
         "output tokens / decode steps of requests, with speculation: accepted drafts and one; none without",
+    ),
+    "kv_link_utilization": Definition(
+        "share",
+        "KV link utilisation",
+        "share of time that a replica that prefills sends KV, mean over these; none without disaggregation",
     ),
     "availability": Definition(
         "share", "availability", "time in which replicas were up / duration, mean over replicas"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.engine.dtypes import ITL_BINS, ITL_GAMMA, ITL_LOWEST, Power, Status
+from trimtab.engine.dtypes import ITL_BINS, ITL_GAMMA, ITL_LOWEST, NONE, Power, Status
 from trimtab.report.definitions import FAMILIES, MEASURES, QUANTILES, REPLICA_COLUMNS, STATISTICS
 from trimtab.report.load import evenness, while_arriving
 from trimtab.result import Result
@@ -65,8 +65,8 @@ def _done(result: Result) -> NDArray[np.bool_]:
 def request_columns(result: Result) -> dict[str, Floats]:
     """The distributions over requests, by family name; completed requests unless it says otherwise.
 
-    Each is (completed,), but ``tpot_ms`` (completed with two output tokens or more,) and the five
-    about what was asked (arrived,), ``inter_arrival_ms`` one less.
+    Each is (completed,), but ``tpot_ms`` (completed with two output tokens or more,), ``kv_transfer_ms``
+    (moved,) and the five about what was asked (arrived,), ``inter_arrival_ms`` one less.
     """
     table = result.requests
     arrived = np.isfinite(table["arrival"])
@@ -104,7 +104,15 @@ def request_columns(result: Result) -> dict[str, Floats]:
         "request_tokens": asked_prompt + asked_output,
         "prompt_output_ratio": asked_prompt / asked_output,
         "restarts": table["preemptions"][done].astype(np.float64),
+        "kv_transfer_ms": 1e3 * table["transfer"][_moved(result)],
     }
+
+
+def _moved(result: Result) -> NDArray[np.bool_]:
+    """(N,) which requests finished on another replica than their prefill."""
+    table = result.requests
+    handed_over = (table["prefill_replica"] != NONE) & result.replicas["hands_over"].any()
+    return np.asarray(handed_over & (table["prefill_replica"] != table["replica"])) & _done(result)
 
 
 def _iteration_columns(result: Result) -> dict[str, Floats]:
@@ -228,6 +236,7 @@ def _scalars(result: Result, rows: dict[str, Any]) -> dict[str, float]:
         "kv_peak": float(rows["kv_peak"].max()),
         "prefix_hit_rate": _hit_rate(result),
         "tokens_per_step": _tokens_per_step(result),
+        "kv_link_utilization": _link_utilization(result, duration),
         "availability": _availability(result),
         "class_fairness": class_fairness(result),
         "cost": cost,
@@ -276,6 +285,13 @@ def _tokens_per_step(result: Result) -> float:
     """Of the replicas that speculate."""
     steps = result.replicas["decode_steps"]
     return _ratio(result.replicas["decode_done"][steps > 0].sum(), steps.sum())
+
+
+def _link_utilization(result: Result, duration: float) -> float:
+    """Share of time that the replicas that prefill send KV; NaN where nothing is handed over."""
+    prefills = np.array([group.role != "decode" for group in result.scenario.replicas])
+    senders = (result.replicas["hands_over"] == 1) & prefills[result.replicas["group"]]
+    return _ratio(result.replicas["sending"][senders].sum(), duration * senders.sum())
 
 
 def _availability(result: Result) -> float:

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trimtab.exectime.calibrate import calibrate, collect
+from trimtab.exectime.calibrate import calibrate, collect, iteration_errors, predicted
 from trimtab.exectime.calibration import FOLDER as SHIPPED
-from trimtab.exectime.calibration import load_calibration, shipped_calibrations
+from trimtab.exectime.calibration import Calibration, load_calibration, shipped_calibrations
 
 SHARED = Path(os.environ.get("TRIMTAB_SHARED", Path(__file__).parents[2] / "shared"))
 NODES = {"a100": "a100_dgx", "h100": "h100_dgx", "a40": "a40_pairwise_nvlink"}
@@ -31,6 +31,18 @@ def measure(root: Path, device: str) -> dict[str, Any]:
         same = load_calibration(SHIPPED / f"{device}.json").errors == fitted.errors
         print(f"{device}: the calibration that ships has {'these' if same else 'OTHER'} errors")
     return fitted.errors
+
+
+def by_data_sheet(root: Path) -> dict[str, float]:
+    """Median iteration error of each device from its data sheet and the constants of another one."""
+    found = {name: collect([root / "compute" / name]) for name in NODES}
+    medians = {}
+    for name, profile in found.items():
+        for other in (other for other in NODES if other != name):
+            constants = Calibration(other, efficiency=load_calibration(SHIPPED / f"{other}.json").efficiency)
+            seconds, _ = predicted(constants, profile.kernels, profile.rows)
+            medians[f"{name} with constants of {other}"] = iteration_errors(profile.rows, seconds)["median"]
+    return medians
 
 
 def show(device: str, errors: dict[str, Any]) -> None:
@@ -59,12 +71,16 @@ def main() -> int:
     devices = {name: measure(options.root, name) for name in (["a40"] if options.quick else NODES)}
     for name, errors in devices.items():
         show(name, errors)
+    sheets = {} if options.quick else by_data_sheet(options.root)
+    for pair, median in sheets.items():
+        print(f"by data sheet, {pair}: {median:.1%} median of iterations")
     figures = {
         "name": "exectime_error",
         "heldout_linear_mape": max(errors["linear"] for errors in devices.values()),
         "heldout_iteration_median": max(errors["iteration"]["median"] for errors in devices.values()),
         "heldout_iteration_p99": max(errors["iteration"]["p99"] for errors in devices.values()),
         "leave_model_out_median": max(errors["left_out"]["median"] for errors in devices.values()),
+        "data_sheet_iteration_median": max(sheets.values(), default=None),
         "devices": devices,
     }
     print(json.dumps(figures))

@@ -18,6 +18,7 @@ from oracle.schedulers import SCHEDULERS, blocks_for
 
 from trimtab.engine.dtypes import NONE
 from trimtab.exectime.tables import ExecTables
+from trimtab.scenario import Speculation
 from trimtab.workload import Traffic
 
 ROUTERS = ("replay", "random", "round_robin", "least_outstanding", "vidur_lor")
@@ -206,15 +207,23 @@ def fault_lists(draw: st.DrawFn, num_replicas: int, last: float) -> list[OracleF
 
 
 @st.composite
-def conditions(draw: st.DrawFn, num_replicas: int, last: float) -> OracleConditions:
-    """Faults, impatient clients, admission limits and breakers, each drawn or left out."""
+def conditions(draw: st.DrawFn, num_replicas: int, last: float, pools: bool = True) -> OracleConditions:
+    """Faults, impatient clients, admission limits, breakers and (with ``pools``) classes that only some
+    replicas may serve, each drawn or left out."""
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
 
     def limit(low: float, high: float) -> float:
         return float(rng.uniform(low, high)) if draw(st.integers(0, 3)) == 3 else np.inf
 
+    def span() -> tuple[int, int] | None:
+        first, last = sorted(rng.choice(num_replicas + 1, 2, replace=False).tolist())
+        some = pools and rng.random() < 0.4 and (first, last) != (0, num_replicas)
+        return (first, last) if some else None
+
     classes = [
-        OracleClass(limit(0.0, 2 * last), limit(0.0, last), float(rng.choice([2.5, 6, *[np.inf] * 6])))
+        OracleClass(
+            limit(0.0, 2 * last), limit(0.0, last), float(rng.choice([2.5, 6, *[np.inf] * 6])), span()
+        )
         for _ in range(draw(st.integers(1, 3)))
     ]
     return OracleConditions(
@@ -239,7 +248,7 @@ def troubled(
     """A cluster and what befalls it; requests belong to the classes of the conditions."""
     cluster = draw(peaceful if peaceful is not None else clusters(schedulers=schedulers))
     last = draw(st.sampled_from([5.0, 20.0, 60.0]))
-    drawn = draw(conditions(len(cluster.replicas), last))
+    drawn = draw(conditions(len(cluster.replicas), last, pools=cluster.router != "replay"))
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     cluster.requests["klass"] = rng.integers(len(drawn.classes), size=len(cluster.requests))
     return cluster, drawn
@@ -316,3 +325,18 @@ def sharing_clusters(draw: st.DrawFn, prefix_caching: str = "nodes", most_stages
         replica.prefix_caching = prefix_caching
         replicas.append(replica)
     return Cluster(requests, replicas, draw(st.sampled_from(ROUTERS)), traffic)
+
+
+@st.composite
+def speculating_clusters(draw: st.DrawFn) -> Cluster:
+    """vllm_v1 replicas of one stage, most of which speculate, with and without prefix caches."""
+    cluster = draw(clusters(("vllm_v1",), most_stages=1) | sharing_clusters(most_stages=1))
+    for replica in cluster.replicas:
+        if draw(st.integers(0, 3)) == 0:
+            continue
+        replica.speculation = Speculation(
+            tokens=draw(st.integers(1, 7)),
+            acceptance=draw(st.sampled_from([0.0, 0.4, 0.8, 0.97])),
+        )
+        replica.token_budget += replica.speculation.tokens
+    return cluster

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.engine.dtypes import CLASS, FAULT, Fault
+from trimtab.engine.dtypes import CLASS, FAULT, NONE, Fault
 from trimtab.engine.state import Conditions
 from trimtab.errors import TrimtabError
+from trimtab.pools import pool_of_classes
 from trimtab.scenario import FaultEvent, RequestClass, Scenario
 
 CLASS_STREAM, FAULT_STREAM = 100, 101  # of the scenario's seed; the workload's own are the first few
@@ -18,7 +19,8 @@ MOST_CRASHES = 1000  # of one replica by mtbf_s, beyond what twice the arrivals'
 
 
 def assign_classes(requests: NDArray[Any], scenario: Scenario) -> None:
-    """Toss each request's class by share and give it the class's priority, in place.
+    """Toss each request's class by share, one for all of a session, and give it the class's priority;
+    in place.
 
     Raises
     ------
@@ -35,6 +37,8 @@ def assign_classes(requests: NDArray[Any], scenario: Scenario) -> None:
     shares = np.cumsum([one.share for one in classes])
     rng = np.random.default_rng(np.random.SeedSequence(scenario.seed, spawn_key=(CLASS_STREAM,)))
     tossed = np.searchsorted(shares / shares[-1], rng.random(len(requests)), side="right")
+    _, first, of = np.unique(requests["session"], return_index=True, return_inverse=True)
+    tossed = np.where(requests["session"] == NONE, tossed, tossed[first][of])
     requests["klass"] = np.minimum(tossed, len(classes) - 1)
     requests["priority"] = np.array([one.priority for one in classes])[requests["klass"]]
 
@@ -69,8 +73,9 @@ def build_conditions(scenario: Scenario, requests: NDArray[Any]) -> Conditions:
             one.timeout_s or admission.timeout_s or math.inf,
             one.ttft_timeout_s or admission.ttft_timeout_s or math.inf,
             one.shed_at * (admission.max_outstanding_per_replica or math.inf),
+            pool,
         )
-        for one in classes
+        for one, pool in zip(classes, pool_of_classes(scenario), strict=True)
     ]
     return Conditions(
         faults=np.array(events, FAULT),

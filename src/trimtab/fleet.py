@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from trimtab.cluster import Fleet
 from trimtab.errors import TrimtabError
 from trimtab.exectime import build_tables, tokens_per_second
+from trimtab.exectime.tables import ExecTables
 from trimtab.hardware import (
     Device,
     Model,
+    Node,
     attention_flops_per_pair,
     get_device,
     get_model,
@@ -22,32 +24,38 @@ from trimtab.hardware import (
     validate_expert_parallelism,
     validate_parallelism,
 )
+from trimtab.pools import eligible_groups
 from trimtab.result import Group
-from trimtab.scenario import ReplicaGroup
+from trimtab.scenario import ReplicaGroup, Scenario
 from trimtab.schedulers import SchedulerInfo, get_scheduler
 
 LARGEST_CHUNK = 16_384  # prompt tokens that an execution-time table spans; beyond, in proportion
 
 
-def build_fleets(groups: list[ReplicaGroup], requests: NDArray[np.void]) -> tuple[list[Fleet], list[Group]]:
+def build_fleets(scenario: Scenario, requests: NDArray[np.void]) -> tuple[list[Fleet], list[Group]]:
     """One Fleet (for the engine) and one Group (for reports) per replica group.
 
-    ``requests`` (N,) REQUEST sizes what depends on the traffic: the longest sequence bounds the
-    tables, the reservations of request-level schedulers and the unset token budgets.
+    ``requests`` (N,) REQUEST sizes what depends on the traffic: the longest sequence that a group may get
+    bounds its tables, the reservations of request-level schedulers and the unset token budgets.
 
     Raises
     ------
     TrimtabError
         for unknown names, impossible parallelism, or a model that does not fit.
     """
-    longest = int((requests["prefill_tokens"] + requests["decode_tokens"]).max())
-    pairs = [_build(group, index, longest) for index, group in enumerate(groups)]
-    rates = [tokens_per_second(fleet.tables, fleet.stages) for fleet, _ in pairs]
+    tokens = requests["prefill_tokens"] + requests["decode_tokens"]
+    eligible = eligible_groups(scenario)
+    pairs = []
+    for index, group in enumerate(scenario.replicas):
+        classes = [klass for klass, groups in enumerate(eligible) if index in groups]
+        longest = int(tokens[np.isin(requests["klass"], classes)].max(initial=1))
+        pairs.append(_build(group, longest))
+    rates = [tokens_per_second(fleet.tables, fleet.stages, fleet.speculation) for fleet, _ in pairs]
     fleets = [replace(fleet, speed=rate / max(rates)) for (fleet, _), rate in zip(pairs, rates, strict=True)]
     return fleets, [facts for _, facts in pairs]
 
 
-def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]:
+def _build(group: ReplicaGroup, longest: int) -> tuple[Fleet, Group]:
     model, device = get_model(group.model), get_device(group.device)
     node = node_for(device, group.node)
     validate_parallelism(model, group.tp, group.pp, node)
@@ -68,11 +76,12 @@ def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]
     max_chunk = (
         min(max(token_budget, longest), LARGEST_CHUNK) if info.reserves else min(token_budget, LARGEST_CHUNK)
     )
+    tables = _tables(group, model, device, node, max_seqs, max_chunk, longest)
     watermark = info.watermark if config.watermark is None else config.watermark
     fleet = Fleet(
         name=name,
         scheduler=info.kind,
-        tables=build_tables(group, model, device, node, max_seqs, max_chunk, longest),
+        tables=tables,
         count=group.count,
         num_blocks=num_blocks,
         max_seqs=max_seqs,
@@ -84,8 +93,27 @@ def _build(group: ReplicaGroup, index: int, longest: int) -> tuple[Fleet, Group]
         max_waiting_iters=config.max_waiting_iters,
         priority=config.policy == "priority",
         prefix_caching=config.prefix_caching,
+        speculation=group.speculation,
     )
     return fleet, _facts(group, fleet, model, device, info)
+
+
+def _tables(
+    group: ReplicaGroup,
+    model: Model,
+    device: Device,
+    node: Node,
+    max_seqs: int,
+    max_chunk: int,
+    longest: int,
+) -> ExecTables:
+    """With speculation decodes are drafted, and logits needed for every draft."""
+    if group.speculation is None:
+        return build_tables(group, model, device, node, max_seqs, max_chunk, longest)
+    rows = min(max_seqs * (1 + group.speculation.tokens), max(max_seqs, max_chunk))
+    tables = build_tables(group, model, device, node, rows, max_chunk, longest)
+    tables = replace(tables, decode_s=tables.decode_s[: max_seqs + 1])
+    return tables.with_drafting(group.speculation.tokens * group.speculation.draft_cost)
 
 
 def _planned_blocks(group: ReplicaGroup, model: Model, device: Device, block_size: int, longest: int) -> int:

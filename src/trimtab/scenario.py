@@ -63,6 +63,7 @@ __all__ = [
     "Sessions",
     "SignalsConfig",
     "Slo",
+    "Speculation",
     "StaticArrivals",
     "StepArrivals",
     "Trace",
@@ -131,6 +132,25 @@ class ExecTimeConfig(Section):
     max_depth: Count = 16
 
 
+class Speculation(Section):
+    """Speculative decoding, for scheduler vllm_v1 and pp 1: each decode step drafts ``tokens`` and verifies
+    them at once.
+
+    ``acceptance`` is the probability that a draft is accepted, those before it being so; ``draft_cost`` the
+    time of drafting one token over that of a plain decode iteration of the same requests (0 for n-gram
+    lookup, about 0.05 to 0.1 for EAGLE-like heads, 0.1 to 0.3 for a small draft model).
+    """
+
+    tokens: Annotated[int, Field(ge=1, le=100)]
+    acceptance: Annotated[float, Field(ge=0, lt=1)]
+    draft_cost: NonNegative = 0.0
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Mean of what a decode step yields: (1 - a^(k+1)) / (1 - a) (Leviathan et al. 2023, eq. 1)."""
+        return float((1.0 - self.acceptance ** (self.tokens + 1)) / (1.0 - self.acceptance))
+
+
 class ReplicaGroup(Section):
     """``count`` identical replicas of one model on one kind of device.
 
@@ -151,6 +171,7 @@ class ReplicaGroup(Section):
     memory_margin: Annotated[float, Field(ge=0, lt=1)] = 0.1
     scheduler: SchedulerConfig = SchedulerConfig()
     exectime: ExecTimeConfig = ExecTimeConfig()
+    speculation: Speculation | None = None
     name: str | None = None
 
 
@@ -247,11 +268,12 @@ class RequestClass(Section):
     """A share of the requests. ``priority`` (smaller first) is for scheduler policy "priority".
 
     ``slo`` and timeouts replace the scenario's; the class is rejected from the share ``shed_at`` of
-    admission.max_outstanding_per_replica on.
+    admission.max_outstanding_per_replica on. Only replicas of ``model`` serve it (by default: any).
     """
 
     name: str
     share: Positive
+    model: str | None = None
     priority: int = 0
     slo: Slo | None = None
     timeout_s: Positive | None = None

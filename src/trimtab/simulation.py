@@ -17,10 +17,11 @@ from trimtab.conditions import assign_classes, build_conditions
 from trimtab.engine.state import State
 from trimtab.errors import TrimtabError
 from trimtab.fleet import build_fleets
+from trimtab.pools import build_pools, pool_of_classes
 from trimtab.result import Group, Result
 from trimtab.routers import Router, get_router
 from trimtab.routers.view import RouterView
-from trimtab.scenario import RouterConfig, Scenario, load_scenario
+from trimtab.scenario import Scenario, load_scenario
 from trimtab.workload import Traffic, build_traffic, expected_outputs
 
 PythonRouter = Callable[[RouterView], int]
@@ -64,7 +65,7 @@ def simulate(
         )
     traffic = build_traffic(chosen.workload, chosen.seed)
     assign_classes(traffic.requests, chosen)
-    fleets, groups = build_fleets(chosen.replicas, traffic.requests)
+    fleets, groups = build_fleets(chosen, traffic.requests)
     state = start(chosen, traffic, fleets, outside=callable(router), max_iterations=max_iterations)
     ask = _ask_python(state, router) if callable(router) else None
     until = chosen.time_limit_s or np.inf
@@ -83,7 +84,7 @@ def start(
     config = scenario.router
     kind = Router.OUTSIDE if outside else get_router(config.name).kind
     if kind == Router.REPLAY:
-        requests = _with_assignment(traffic.requests, config, sum(fleet.count for fleet in fleets))
+        requests = _with_assignment(traffic.requests, scenario)
         traffic = replace(traffic, requests=requests)
     if config.knows != "none":
         requests = traffic.requests.copy()
@@ -105,6 +106,8 @@ def start(
         config.temperature,
         tuple(config.weights) if config.weights else None,
         build_conditions(scenario, traffic.requests),
+        build_pools(scenario),
+        seed=scenario.seed,
     )
 
 
@@ -160,8 +163,8 @@ def _ask_python(state: State, router: PythonRouter) -> Ask:
     return ask
 
 
-def _with_assignment(requests: NDArray[Any], config: RouterConfig, num_replicas: int) -> NDArray[Any]:
-    given = config.assignment
+def _with_assignment(requests: NDArray[Any], scenario: Scenario) -> NDArray[Any]:
+    given, num_replicas = scenario.router.assignment, scenario.num_replicas
     if given is None or len(given) != len(requests):
         count = "none" if given is None else str(len(given))
         raise TrimtabError(
@@ -172,6 +175,14 @@ def _with_assignment(requests: NDArray[Any], config: RouterConfig, num_replicas:
         raise TrimtabError(
             f"router.assignment must hold replicas 0 to {num_replicas - 1}, "
             f"got values from {min(given)} to {max(given)}"
+        )
+    pools = build_pools(scenario)[np.array(pool_of_classes(scenario))[requests["klass"]]]
+    foreign = (pools["first"] > given) | (pools["last"] <= np.array(given))
+    if foreign.any():
+        request = int(foreign.argmax())
+        raise TrimtabError(
+            f"router.assignment sends request {request} to replica {given[request]}, which serves another "
+            f"model; allowed: {pools['first'][request]} to {pools['last'][request] - 1}"
         )
     requests = requests.copy()
     requests["replica"] = given

@@ -9,7 +9,7 @@ from oracle.faults import OracleConditions
 from oracle.parts import OracleReplica
 
 from trimtab.cluster import Fleet, prepare, run
-from trimtab.engine.dtypes import CLASS, FAULT, Fault, Scheduler
+from trimtab.engine.dtypes import CLASS, FAULT, POOL, Fault, Scheduler
 from trimtab.engine.state import Conditions, State
 from trimtab.routers import Router
 from trimtab.workload import Traffic
@@ -40,14 +40,22 @@ def fleet_of(replica: OracleReplica) -> Fleet:
         max_waiting_iters=replica.max_waiting_iters,
         priority=replica.policy == "priority",
         prefix_caching=replica.prefix_caching != "off",
+        speculation=replica.speculation,
     )
 
 
 def conditions_of(given: OracleConditions) -> Conditions:
     faults = [(one.at, Fault[one.kind.upper()], one.replica, one.factor) for one in given.faults]
-    classes = [(one.timeout, one.ttft_timeout, one.limit) for one in given.classes]
+    spans = list(dict.fromkeys(one.replicas for one in given.classes))
+    classes = [(one.timeout, one.ttft_timeout, one.limit, spans.index(one.replicas)) for one in given.classes]
     settings = {name: value for name, value in vars(given).items() if name not in ("faults", "classes")}
     return Conditions(faults=np.array(faults, FAULT), classes=np.array(classes, CLASS), **settings)
+
+
+def pools_of(given: OracleConditions, num_replicas: int) -> Any:
+    """(Q,) POOL, one per span of replicas that some class may use."""
+    spans = dict.fromkeys(one.replicas for one in given.classes)
+    return np.array([(*(span or (0, num_replicas)), 0, 0) for span in spans], POOL)
 
 
 def run_engine(
@@ -65,6 +73,7 @@ def run_engine(
         speed_aware=False,
         traffic=traffic,
         conditions=conditions_of(given or OracleConditions()),
+        pools=pools_of(given or OracleConditions(), len(replicas)),
     )
     run(state)
     return state

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster.conftest import conditions_of, fleet_of
+from cluster.conftest import conditions_of, fleet_of, pools_of
 from oracle import OracleClass, OracleConditions, OracleFault, OracleReplica, request_table
 from strategies import plain_tables
 
@@ -45,7 +45,13 @@ def prepared(table: Any, router: Router, given: OracleConditions, signals: Signa
     settings = OracleReplica(tables=TABLES, scheduler="vllm_v1", **replica)
     fleets = [fleet_of(settings)] * 4
     return prepare(
-        table, fleets, router, traffic=shared(table), signals=signals, conditions=conditions_of(given)
+        table,
+        fleets,
+        router,
+        traffic=shared(table),
+        signals=signals,
+        conditions=conditions_of(given),
+        pools=pools_of(given, 4),
     )
 
 

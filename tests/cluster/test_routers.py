@@ -76,7 +76,7 @@ def route(name: str, moment: Moment) -> int:
     state.replicas["outstanding"] = state.replicas["waiting"] + state.replicas["running"]
     state.groups["prefill_s"] = moment.groups["prefill_s"]
     state.groups["decode_s"] = moment.groups["decode_s"]
-    state.views["turn"] = moment.turn
+    state.turns[:] = moment.turn
     state.homes[max(moment.session, 0)] = moment.home
     advance(state, 0.0)
     chosen = int(state.requests["replica"][0])

@@ -174,14 +174,15 @@ def test_refusals(model: str, tp: int, ep: int, imbalance: float, message: str) 
 
 
 def test_from_the_scenario() -> None:
-    scenario = load_scenario("azure-conv", {"workload.num_requests": 10})
-    requests = build_requests(scenario.workload, 0)
     plain = {"model": "mixtral-8x7b", "device": "h100", "tp": 4}
+    workload = {"num_requests": 10}
+    requests = build_requests(load_scenario({"workload": workload}).workload, 0)
     sliced, whole, skewed = (
-        build_fleets([ReplicaGroup(**plain, **keys)], requests)[0][0]  # type: ignore[arg-type]
+        build_fleets(load_scenario({"workload": workload, "replicas": {**plain, **keys}}), requests)[0][0]
         for keys in ({}, {"ep": 4}, {"ep": 4, "moe_imbalance": 2.0})
     )
     assert sliced.num_blocks > whole.num_blocks > skewed.num_blocks
     assert skewed.tables.token_s[-1] > whole.tables.token_s[-1]
+    fitted = {**plain, "ep": 4, "exectime": {"kind": "forest", "path": "."}}
     with pytest.raises(TrimtabError, match="kind 'forest' has no expert parallelism"):
-        build_fleets([ReplicaGroup(**plain, ep=4, exectime={"kind": "forest", "path": "."})], requests)  # type: ignore[arg-type]
+        build_fleets(load_scenario({"workload": workload, "replicas": fitted}), requests)

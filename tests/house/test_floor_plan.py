@@ -15,7 +15,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("routers", "schedulers"),
     ("cluster",),
-    ("conditions", "fleet", "result", "vidur", "vidur_flags"),
+    ("conditions", "pools", "fleet", "result", "vidur", "vidur_flags"),
     ("simulation",),
     ("report.definitions", "report.load", "report.atomic", "report.bootstrap"),
     ("report.metrics",),

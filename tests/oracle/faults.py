@@ -42,11 +42,13 @@ class OracleFault:
 
 @dataclass(frozen=True)
 class OracleClass:
-    """Seconds from arrival to the first and to the last token; outstanding requests per replica."""
+    """Seconds from arrival to the first and to the last token; outstanding requests per replica;
+    ``replicas`` (first, one past the last) that may serve it, or None: all."""
 
     timeout: float = math.inf
     ttft_timeout: float = math.inf
     limit: float = math.inf
+    replicas: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,13 @@ class FaultyCluster(Cluster):
 
     # --- at the router --------------------------------------------------------------------------
 
-    @property
-    def accepting(self) -> list[int]:
-        return [index for index, health in enumerate(self.health) if health.accepting]
+    def pool(self, request: Request) -> list[int]:
+        """The replicas that may serve the request."""
+        first, last = self.conditions.classes[request.klass].replicas or (0, len(self.replicas))
+        return list(range(first, last))
+
+    def accepting(self, request: Request) -> list[int]:
+        return [index for index in self.pool(request) if self.health[index].accepting]
 
     def enter(self, now: float, request: Request) -> None:
         if request.end:
@@ -143,14 +149,14 @@ class FaultyCluster(Cluster):
                 self.push(now + patience.timeout, TIMEOUT, request.index)
             if math.isfinite(patience.ttft_timeout):
                 self.push(now + patience.ttft_timeout, FIRST_TOKEN_TIMEOUT, request.index)
-        if not self.accepting:
+        candidates = self.accepting(request)
+        if not candidates:
             self.held.append(request)
             return
         request.pausing = False
-        candidates = self.accepting
         if request.retries > 0 and len(candidates) > 1:
             candidates = [index for index in candidates if index != request.replica]
-        request.replica = self.router.choose(request, self.replicas, candidates)
+        request.replica = self.router.choose(request, self.replicas, candidates, self.pool(request))
         request.assigned = request.replica
         if not self.health[request.replica].up:
             self.fail_attempt(now, request)
@@ -160,8 +166,10 @@ class FaultyCluster(Cluster):
 
     def admitted(self, now: float, request: Request) -> bool:
         limit = self.conditions.classes[request.klass].limit
-        outstanding = len(self.held) + sum(replica.outstanding for replica in self.replicas)
-        if outstanding >= limit * max(1, len(self.accepting)):
+        pool = self.pool(request)
+        outstanding = sum(self.replicas[index].outstanding for index in pool)
+        outstanding += sum(self.pool(other) == pool for other in self.held)
+        if outstanding >= limit * max(1, len(self.accepting(request))):
             return False
         if math.isinf(self.conditions.rate):
             return True
@@ -175,9 +183,9 @@ class FaultyCluster(Cluster):
 
     def admit_held(self, now: float) -> None:
         """As soon as a replica accepts, the requests that waited for one come again."""
-        if self.accepting:
-            held, self.held = self.held, []
-            for request in held:
+        for request in list(self.held):
+            if self.accepting(request):
+                self.held.remove(request)
                 request.pausing = True
                 self.push(now, ARRIVAL, request.index)
 

@@ -14,7 +14,7 @@ import heapq
 import math
 from typing import Any
 
-from oracle.parts import Batch, Iteration, OracleReplica, Request, requests_of
+from oracle.parts import Batch, Iteration, OracleReplica, Request, drafts_accepted, requests_of
 from oracle.schedulers import SCHEDULERS, Scheduler
 from trimtab.workload import Traffic
 
@@ -40,6 +40,7 @@ class Replica:
         self.scheduler: Scheduler = SCHEDULERS[settings.scheduler](settings)
         self.stages = [Stage() for _ in range(settings.num_stages)]
         self.batches_in_flight = 0
+        self.batches_formed = 0
         self.forming = False
         self.slow = 1.0  # iterations last this many times as long
 
@@ -57,21 +58,24 @@ class Router:
 
     def __init__(self, name: str):
         self.name = name
-        self.turn = 0
+        self.turns: dict[tuple[int, ...], int] = {}  # by pool
 
-    def choose(self, request: Request, replicas: list[Replica], candidates: list[int]) -> int:
-        """One of ``candidates``, the replicas that accept; they are in order."""
-        count = len(replicas)
+    def choose(
+        self, request: Request, replicas: list[Replica], candidates: list[int], pool: list[int]
+    ) -> int:
+        """One of ``candidates``, the replicas of the ``pool`` that accept; they are in order."""
+        count = len(pool)
         if self.name == "replay":
             return min(candidates, key=lambda i: (i - request.assigned) % count)
         if self.name == "random":
             return candidates[int(request.coin * len(candidates))]
         if self.name == "round_robin":
-            chosen = min(candidates, key=lambda i: (i - self.turn) % count)
-            self.turn = (chosen + 1) % count
+            turn = self.turns.get(tuple(pool), pool[0])
+            chosen = min(candidates, key=lambda i: (i - turn) % count)
+            self.turns[tuple(pool)] = pool[0] + (chosen + 1 - pool[0]) % count
             return chosen
         if self.name == "least_outstanding":
-            tossed = int(request.coin * count)
+            tossed = pool[0] + int(request.coin * count)
             return min(candidates, key=lambda i: (replicas[i].outstanding, (i - tossed) % count))
         if self.name == "vidur_lor":
             return min(candidates, key=lambda i: (len(replicas[i].scheduler.waiting), i))
@@ -83,6 +87,7 @@ class Cluster:
         self.requests = requests
         self.replicas = [Replica(index, one) for index, one in enumerate(settings)]
         self.router = Router(router)
+        self.seed = 0
         self.iterations: list[Iteration] = []
         self.events: list[tuple[float, int, int, int]] = []  # s, kind, replica or request, -stage
 
@@ -105,7 +110,8 @@ class Cluster:
             raise Deadlock(f"requests {stuck} are never served")
 
     def arrive(self, now: float, request: Request) -> None:
-        request.replica = self.router.choose(request, self.replicas, list(range(len(self.replicas))))
+        everyone = list(range(len(self.replicas)))
+        request.replica = self.router.choose(request, self.replicas, everyone, everyone)
         replica = self.replicas[request.replica]
         replica.scheduler.enqueue(request)
         self.form_later(now, replica)
@@ -119,10 +125,15 @@ class Cluster:
     def form_batches(self, now: float, replica: Replica) -> None:
         """As many batches as there are stages may be in flight."""
         while replica.batches_in_flight < replica.settings.num_stages:
+            speculation = replica.settings.speculation
+            if speculation:
+                accepted = drafts_accepted(speculation, self.seed, replica.index, replica.batches_formed)
+                replica.scheduler.accepted_drafts = accepted
             batch = replica.scheduler.next_batch()
             if batch is None:
                 break
             replica.batches_in_flight += 1
+            replica.batches_formed += 1
             for entry in batch.entries:
                 entry.request.in_flight = True
                 if math.isnan(entry.request.scheduled):
@@ -142,7 +153,7 @@ class Cluster:
         batch = stage.queue.pop(0)
         stage.current = batch
         last = number == replica.settings.num_stages - 1
-        seconds = batch.seconds(replica.settings.tables, last) * batch.slow
+        seconds = batch.seconds(replica.settings, last) * batch.slow
         batch.spent += seconds
         assert batch.iteration is not None
         if number == 0:

@@ -17,7 +17,7 @@ from scipy import stats
 from strategies import random_tables
 
 from trimtab.cluster import Fleet, Signals, prepare
-from trimtab.cluster.published import advance_published
+from trimtab.cluster.whole import advance_whole
 from trimtab.engine.dtypes import NONE, Scheduler
 from trimtab.routers import ROUTERS
 from trimtab.simulation import simulate
@@ -97,7 +97,7 @@ def route(name: str, moment: Moment, signals: Signals | None = None) -> int:
         state.seen[:] = np.tile(state.replicas, len(state.seen) // moment.count)
         for column in ("waiting", "running", "outstanding", "pending_prefill", "kv_used", "prefill_done"):
             state.replicas[column] = 0
-    advance_published(state, 0.0)
+    advance_whole(state, 0.0)
     return int(state.requests["replica"][0])
 
 

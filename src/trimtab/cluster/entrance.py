@@ -13,27 +13,13 @@ from trimtab.engine.heap import push
 from trimtab.engine.jit import jit
 from trimtab.engine.lanes import wake_next_turn
 from trimtab.engine.state import State
-from trimtab.routers.choose import choose
+from trimtab.routers.heuristics import following, may_choose, num_accepting
 
-FAULT, FIRST_TOKEN_TIMEOUT = int(Event.FAULT), int(Event.FIRST_TOKEN_TIMEOUT)
 TIMEOUT, ARRIVAL = int(Event.TIMEOUT), int(Event.ARRIVAL)
+FIRST_TOKEN_TIMEOUT = int(Event.FIRST_TOKEN_TIMEOUT)
 PENDING, REJECTED = int(Status.PENDING), int(Status.REJECTED)
 FAILED, ABORTED = int(Status.FAILED), int(Status.ABORTED)
 RETRYING, HELD = int(Status.RETRYING), int(Status.HELD)
-
-
-@jit
-def outside(kind: int) -> bool:
-    """Whether an event comes from outside: it moves nothing once every request is done with."""
-    return FAULT <= kind <= FIRST_TOKEN_TIMEOUT
-
-
-@jit
-def all_closed(state: State) -> bool:
-    """Served + failed + aborted + rejected = all."""
-    control = state.control
-    closed = control["finished"][0] + control["failed"][0] + control["aborted"][0] + control["rejected"][0]
-    return closed == len(state.requests)
 
 
 @jit
@@ -53,7 +39,7 @@ def close(state: State, request: int, status: int, now: float) -> None:
 @jit
 def enters(state: State, request: int, now: float) -> bool:
     """Whether an arriving or returning request is to be routed now."""
-    requests, control = state.requests, state.control
+    requests, pools = state.requests, state.pools
     status = requests["status"][request]
     if status == PENDING:
         if not admitted(state, request, now):
@@ -66,9 +52,10 @@ def enters(state: State, request: int, now: float) -> bool:
             push(state, now + state.classes["ttft_timeout"][klass], FIRST_TOKEN_TIMEOUT, request)
     elif status != RETRYING:
         return False  # given up while it waited for its retry
-    if control["accepting"][0] == 0:
+    pool = requests["pool"][request]
+    if pools["accepting"][pool] == 0:
         requests["status"][request] = HELD
-        control["held"][0] += 1
+        pools["held"][pool] += 1
         return False
     return True
 
@@ -79,10 +66,11 @@ def admitted(state: State, request: int, now: float) -> bool:
     control = state.control
     limit = state.classes["limit"][state.requests["klass"][request]]
     if math.isfinite(limit):
-        outstanding = control["held"][0]
-        for replica in range(len(state.replicas)):
+        pools, pool = state.pools, state.requests["pool"][request]
+        outstanding = pools["held"][pool]
+        for replica in range(pools["first"][pool], pools["last"][pool]):
             outstanding += state.replicas["outstanding"][replica]
-        if outstanding >= limit * max(1, control["accepting"][0]):
+        if outstanding >= limit * max(1, pools["accepting"][pool]):
             return False
     if not math.isfinite(control["rate"][0]):
         return True
@@ -96,67 +84,73 @@ def admitted(state: State, request: int, now: float) -> bool:
 
 
 @jit
-def choose_anew(state: State, request: int) -> int:
-    """The router's choice; a retry goes elsewhere than last time where anybody else accepts."""
-    shunned = shun(state, request)
-    replica = choose(state, request)
-    if shunned != NONE:
-        replica = reachable(state, replica)
-        readmit(state, shunned)
-    return replica
-
-
-@jit
 def shun(state: State, request: int) -> int:
     """Keep a retry off the replica where it failed, if any other accepts. Returns that one, or NONE."""
-    requests, replicas, control = state.requests, state.replicas, state.control
-    if requests["retries"][request] == 0 or control["accepting"][0] < 2:
+    requests = state.requests
+    if requests["retries"][request] == 0 or num_accepting(state) < 2:
         return NONE
     last = requests["replica"][request]
-    if not replicas["accepting"][last]:
+    if not may_choose(state, last):
         return NONE
-    replicas["accepting"][last] = 0
-    control["accepting"][0] -= 1
+    state.replicas["accepting"][last] = 0
+    state.pools["accepting"][state.control["pool"][0]] -= 1
     return last
 
 
 @jit
 def readmit(state: State, replica: int) -> None:
     state.replicas["accepting"][replica] = 1
-    state.control["accepting"][0] += 1
+    state.pools["accepting"][state.control["pool"][0]] += 1
 
 
 @jit
 def reachable(state: State, replica: int) -> int:
     """The chosen replica if it accepts, else the next one that does (there is one)."""
     while not state.replicas["accepting"][replica]:
-        replica += 1
-        if replica == len(state.replicas):
-            replica = 0
+        replica = following(state, replica)
     return replica
 
 
 @jit
 def refresh(state: State, replica: int, now: float) -> None:
     """Work out anew whether routers may choose the replica; let in those who waited for that."""
-    replicas, control = state.replicas, state.control
+    replicas, pools = state.replicas, state.pools
     accepting = 0
     if replicas["seen_up"][replica] and not replicas["draining"][replica] and not replicas["open"][replica]:
         accepting = 1
-    control["accepting"][0] += accepting - replicas["accepting"][replica]
+    change = accepting - replicas["accepting"][replica]
     replicas["accepting"][replica] = accepting
-    if accepting and control["held"][0] > 0:
-        control["held"][0] = 0
-        for request in range(len(state.requests)):
-            if state.requests["status"][request] == HELD:
-                state.requests["status"][request] = RETRYING
-                push(state, now, ARRIVAL, request)
+    for pool in range(len(pools)):
+        if pools["first"][pool] <= replica < pools["last"][pool]:
+            pools["accepting"][pool] += change
+            if accepting and pools["held"][pool] > 0:
+                let_in(state, pool, now)
 
 
 @jit
-def give_up(state: State) -> None:
-    """Nothing will ever happen again and no replica accepts: who waits for one has failed."""
-    state.control["held"][0] = 0
-    for request in range(len(state.requests)):
-        if state.requests["status"][request] == HELD:
-            close(state, request, FAILED, state.control["now"][0])
+def let_in(state: State, pool: int, now: float) -> None:
+    """Those who waited for a replica of the pool come again, at once."""
+    requests = state.requests
+    state.pools["held"][pool] = 0
+    for request in range(len(requests)):
+        if requests["status"][request] == HELD and requests["pool"][request] == pool:
+            requests["status"][request] = RETRYING
+            push(state, now, ARRIVAL, request)
+
+
+@jit
+def give_up(state: State) -> bool:
+    """Nothing will ever happen again and no replica accepts: who waits for one has failed.
+
+    Returns whether anybody waited.
+    """
+    waited = False
+    for pool in range(len(state.pools)):
+        if state.pools["held"][pool] > 0:
+            waited = True
+            state.pools["held"][pool] = 0
+    if waited:
+        for request in range(len(state.requests)):
+            if state.requests["status"][request] == HELD:
+                close(state, request, FAILED, state.control["now"][0])
+    return waited

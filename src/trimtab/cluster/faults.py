@@ -190,13 +190,13 @@ def abort(state: State, request: int, for_first_token: bool, now: float) -> int:
 
     What is being computed leaves when its batch ends, everything else at once.
     """
-    requests, control = state.requests, state.control
+    requests = state.requests
     status, replica = requests["status"][request], requests["replica"][request]
     if for_first_token and not math.isnan(requests["first_token"][request]):
         return NONE
     if status in (HELD, RETRYING):
         if status == HELD:
-            control["held"][0] -= 1
+            state.pools["held"][requests["pool"][request]] -= 1
         close(state, request, ABORTED, now)
         return NONE
     if status != WAITING and status != RUNNING:

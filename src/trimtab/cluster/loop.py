@@ -8,8 +8,6 @@ their batches (lower first), then load samples and routers' snapshots are taken.
 
 from __future__ import annotations
 
-from trimtab.cluster.entrance import all_closed, choose_anew, enters, give_up, outside, reachable
-from trimtab.cluster.faults import attempt_failed, befall, leave_aborting
 from trimtab.engine.batches import begin, land, launch
 from trimtab.engine.dtypes import NONE, Event, Outcome, Scheduler
 from trimtab.engine.heap import drop_first, push
@@ -20,6 +18,7 @@ from trimtab.engine.record import sample_until, touch
 from trimtab.engine.signals import count_own, look, refresh_until
 from trimtab.engine.state import State
 from trimtab.routers import FIRST_PUBLISHED, Router
+from trimtab.routers.choose import choose
 from trimtab.schedulers.lightllm import form_lightllm
 from trimtab.schedulers.request_level import form_faster_transformer, form_orca
 from trimtab.schedulers.sarathi import form_sarathi
@@ -28,6 +27,7 @@ from trimtab.schedulers.vllm_v1 import form_vllm_v1
 
 BATCH_END, ARRIVAL, FORM = int(Event.BATCH_END), int(Event.ARRIVAL), int(Event.FORM)
 DONE, PAUSED, ASKING = int(Outcome.DONE), int(Outcome.PAUSED), int(Outcome.ASKING)
+HAPPENING = int(Outcome.HAPPENING)
 OUTSIDE, PUBLISHED = int(Router.OUTSIDE), int(FIRST_PUBLISHED)
 VLLM, SARATHI = int(Scheduler.VLLM), int(Scheduler.SARATHI)
 ORCA, LIGHTLLM = int(Scheduler.ORCA), int(Scheduler.LIGHTLLM)
@@ -85,12 +85,6 @@ def place(state: State, request: int, replica: int, now: float) -> None:
     replicas, requests = state.replicas, state.requests
     if replica < 0 or replica >= len(replicas):
         raise IndexError("router chose a replica that does not exist")
-    if state.control["watching"][0]:
-        replica = reachable(state, replica)
-        if not replicas["up"][replica]:
-            requests["replica"][request] = replica
-            attempt_failed(state, replica, request, now)
-            return
     touch(state, replica, now)
     requests["replica"][request] = replica
     replicas["routed"][replica] += 1
@@ -111,9 +105,26 @@ def answer(state: State, replica: int) -> None:
     place(state, request, replica, state.control["now"][0])
 
 
+@jit
+def happening(state: State, kind: int, about: int) -> int:
+    """Leave something to the caller of the loop."""
+    state.control["happening"][0] = kind
+    state.control["about"][0] = about
+    return HAPPENING
+
+
+@jit
+def all_closed(state: State) -> bool:
+    """Served + failed + aborted + rejected = all."""
+    control = state.control
+    closed = control["finished"][0] + control["failed"][0] + control["aborted"][0] + control["rejected"][0]
+    return closed == len(state.requests)
+
+
 @door
 def advance(state: State, until: float) -> int:
-    """Run until nothing is left, the next event lies beyond ``until``, or a router is asked for.
+    """Run until nothing is left, the next event lies beyond ``until``, a router is asked for, or
+    something happens that is ``cluster.whole``'s to see to.
 
     Returns an ``Outcome``.
     """
@@ -125,9 +136,6 @@ def advance(state: State, until: float) -> int:
         timed = following < control["num_timed"][0]
         pending = control["heap_size"][0] > 0
         if not timed and not pending:
-            if control["held"][0] > 0:
-                give_up(state)
-                continue
             return DONE
         arrives = timed
         if timed and pending:
@@ -136,8 +144,8 @@ def advance(state: State, until: float) -> int:
                 arrives = False
             elif events["time"][0] == arrival and events["kind"][0] <= ARRIVAL:
                 arrives = events["kind"][0] == ARRIVAL and events["who"][0] > following
-        if not arrives and outside(events["kind"][0]) and all_closed(state):
-            return DONE
+        if not arrives and BATCH_END < events["kind"][0] < ARRIVAL and all_closed(state):
+            return DONE  # what comes from outside moves nothing once every request is done with
         now = requests["arrival"][following] if arrives else events["time"][0]
         if now > until:
             return PAUSED
@@ -153,15 +161,12 @@ def advance(state: State, until: float) -> int:
                 state.replicas["forming"][replica] = 0
                 schedule(state, replica, now)
                 continue
-            if kind == BATCH_END:
-                touch(state, replica, now)
-                land(state, replica, now)
-                if state.replicas["aborting"][replica] > 0:
-                    leave_aborting(state, replica)
-            else:
-                replica = befall(state, kind, replica, now)
-                if replica == NONE:
-                    continue
+            if kind != BATCH_END:
+                return happening(state, kind, replica)
+            touch(state, replica, now)
+            land(state, replica, now)
+            if state.replicas["aborting"][replica] > 0:
+                return happening(state, kind, replica)
             settle(state, replica, now)
             continue
         if arrives:
@@ -170,10 +175,10 @@ def advance(state: State, until: float) -> int:
         else:
             request = events["who"][0]
             drop_first(state)
-        if control["watching"][0] and not enters(state, request, now):
-            continue
+        if control["watching"][0]:
+            return happening(state, ARRIVAL, request)
         look(state, request, now)
         if control["router"][0] == OUTSIDE or control["router"][0] >= PUBLISHED:
             control["asking"][0] = request
             return ASKING
-        place(state, request, choose_anew(state, request), now)
+        place(state, request, choose(state, request), now)

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.engine.dtypes import GROUP, Outcome, Scheduler
-from trimtab.engine.state import NOTHING_WRONG, Conditions, State, allocate, pack_tables
+from trimtab.engine.state import NOTHING_WRONG, Conditions, State, allocate, pack_tables, whole_fleet
 from trimtab.errors import TrimtabError
 from trimtab.exectime.tables import ExecTables
 from trimtab.routers import FIRST_PUBLISHED, ROUTERS, Router
+from trimtab.scenario import Speculation
 from trimtab.workload.content import Traffic, private
 
 MAX_ITERATIONS = 2_000_000  # recorded; beyond that only counted
@@ -55,7 +56,10 @@ FRESH = Signals()
 
 @dataclass(frozen=True)
 class Fleet:
-    """``count`` identical replicas as the engine sees them. Sizes in tokens, blocks, sequences."""
+    """``count`` identical replicas as the engine sees them. Sizes in tokens, blocks, sequences.
+
+    With ``speculation`` the ``tables`` hold the drafting already (``ExecTables.with_drafting``).
+    """
 
     name: str
     scheduler: Scheduler
@@ -71,6 +75,7 @@ class Fleet:
     max_waiting_iters: int = 10
     priority: bool = False
     prefix_caching: bool = False
+    speculation: Speculation | None = None
     speed: float = 1.0
 
     @property
@@ -96,6 +101,16 @@ def check_fleet(fleet: Fleet) -> None:
         raise TrimtabError(
             f"{who}: prefix caching works with scheduler vllm_v1, not {fleet.scheduler.name.lower()}"
         )
+    if fleet.speculation and (fleet.scheduler != Scheduler.VLLM_V1 or fleet.stages != 1):
+        raise TrimtabError(
+            f"{who}: speculation works with scheduler vllm_v1 and pp 1, "
+            f"got {fleet.scheduler.name.lower()} and pp {fleet.stages}"
+        )
+    if fleet.speculation and fleet.token_budget <= fleet.speculation.tokens:
+        raise TrimtabError(
+            f"{who}: speculation.tokens must be less than the token budget {fleet.token_budget}, "
+            f"got {fleet.speculation.tokens}"
+        )
 
 
 def check_signals(signals: Signals) -> None:
@@ -119,9 +134,9 @@ def check_signals(signals: Signals) -> None:
         )
 
 
-def check_requests(requests: NDArray[Any], fleet: Fleet) -> None:
-    """Every request must be servable by every replica, alone in an empty cache."""
-    total = requests["prefill_tokens"].astype(np.int64) + requests["decode_tokens"]
+def check_requests(requests: NDArray[Any], eligible: NDArray[np.bool_], fleet: Fleet) -> None:
+    """Every eligible request (N,) must be servable by every replica, alone in an empty cache."""
+    total = (requests["prefill_tokens"].astype(np.int64) + requests["decode_tokens"]) * eligible
     longest = int(total.argmax())
     tokens = int(total[longest])
     spare = max(fleet.watermark_blocks, 0 if fleet.scheduler == Scheduler.VLLM_V1 else 1)
@@ -147,17 +162,24 @@ def prepare(
     temperature: float = 0.0,
     weights: tuple[float, ...] | None = None,
     conditions: Conditions = NOTHING_WRONG,
+    pools: NDArray[Any] | None = None,
+    seed: int = 0,
 ) -> State:
     """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied.
 
     ``traffic`` says what the prompts of those requests share; without it they share nothing.
     ``temperature`` is Dynamo's; ``weights`` (prefix, queue, kv) replace those of llm-d and the gateway.
+    ``seed`` is for what is tossed while the run goes on: accepted drafts.
     """
     check_signals(signals)
     groups = np.zeros(len(fleets), GROUP)
-    for row, fleet in zip(groups, fleets, strict=True):
+    replicas = np.cumsum([0, *(fleet.count for fleet in fleets)])
+    pools = whole_fleet(int(replicas[-1])) if pools is None else pools
+    pool_of = conditions.classes["pool"][requests["klass"]]
+    for row, fleet, first in zip(groups, fleets, replicas[:-1], strict=True):
         check_fleet(fleet)
-        check_requests(requests, fleet)
+        comes = (pools["first"] <= first) & (first < pools["last"])
+        check_requests(requests, comes[pool_of], fleet)
         _fill_group(row, fleet)
     curves = pack_tables(groups, [fleet.tables for fleet in fleets])
     if max_iterations is None:
@@ -174,6 +196,7 @@ def prepare(
         signals.routers,
         signals.snapshots,
         conditions,
+        pools,
     )
     state.control["router"] = int(router)
     state.control["choices"] = choices
@@ -181,6 +204,7 @@ def prepare(
     asks = router == Router.OUTSIDE or router in {info.kind for info in ROUTERS.values() if info.matches}
     state.control["matching"] = asks and bool(groups["prefix_caching"].any())
     state.control["temperature"] = temperature
+    state.control["seed"] = seed % 2**62
     if weights is None:
         weights = (3.0, 2.0, 2.0) if router == Router.GIE else (2.0, 1.0, 1.0)
     for name, weight in zip(("weight_prefix", "weight_queue", "weight_kv"), weights, strict=True):
@@ -218,6 +242,11 @@ def _fill_group(row: Any, fleet: Fleet) -> None:
     tables = fleet.tables
     row["prefill_s"] = fleet.stages * tables.stage_seconds([], [(0, chunk)]) / chunk
     row["decode_s"] = fleet.stages * tables.stage_seconds([kv] * batch, []) / batch
+    if fleet.speculation:
+        tokens = batch * fleet.speculation.tokens_per_step
+        row["decode_s"] = tables.stage_seconds([kv] * batch, [], drafts=fleet.speculation.tokens) / tokens
+        row["draft_tokens"] = fleet.speculation.tokens
+        row["acceptance"] = fleet.speculation.acceptance
 
 
 def run(
@@ -231,13 +260,12 @@ def run(
     ``ask(state, request)`` names the replica when the router is OUTSIDE. ``progress(finished,
     total)`` is called now and then; Ctrl-C is noticed as often.
     """
-    from trimtab.cluster.loop import advance, answer
-
-    go_on = advance
-    if state.control["router"][0] >= FIRST_PUBLISHED:
-        from trimtab.cluster.published import advance_published
-
-        go_on = advance_published
+    if state.control["router"][0] >= FIRST_PUBLISHED or state.control["watching"][0]:
+        from trimtab.cluster.whole import advance_whole as go_on
+        from trimtab.cluster.whole import answer_whole as tell
+    else:
+        from trimtab.cluster.loop import advance as go_on
+        from trimtab.cluster.loop import answer as tell
     _compile(go_on, state)
     started = time.thread_time()
     total = len(state.requests)
@@ -248,7 +276,7 @@ def run(
         if outcome == Outcome.ASKING:
             assert ask is not None
             replica = ask(state, int(state.control["asking"][0]))
-            answer(state, _checked(replica, state))
+            tell(state, _checked(replica, state))
         elif outcome == Outcome.PAUSED and limit < until:
             limit = next(limits)
         else:
@@ -297,4 +325,9 @@ def _checked(replica: Any, state: State) -> int:
         raise TrimtabError(f"a router must return the index of a replica (int), got {replica!r}")
     if not 0 <= replica < count:
         raise TrimtabError(f"the router chose replica {int(replica)}; there are {count}, counted from 0")
+    first, last = int(state.control["first"][0]), int(state.control["last"][0])
+    if not first <= replica < last:
+        raise TrimtabError(
+            f"the router chose replica {int(replica)}; this request may go to {first} to {last - 1} only"
+        )
     return int(replica)

@@ -113,8 +113,10 @@ def check_requests(state: State) -> None:
     done = requests["status"] == Status.FINISHED
     for name, status in ENDS.items():
         assert (requests["status"] == status).sum() == state.control[name][0]
-    assert (requests["status"] == Status.HELD).sum() == state.control["held"][0]
-    assert state.replicas["accepting"].sum() == state.control["accepting"][0]
+    for index, pool in enumerate(state.pools):
+        held = (requests["status"] == Status.HELD) & (requests["pool"] == index)
+        assert held.sum() == pool["held"]
+        assert state.replicas["accepting"][pool["first"] : pool["last"]].sum() == pool["accepting"]
     assert (requests["first_token"][done] <= requests["finished"][done]).all()
     assert (requests["scheduled"][done] <= requests["first_token"][done]).all()
     assert (requests["arrival"][done] <= requests["scheduled"][done]).all()

@@ -76,8 +76,12 @@ def look(state: State, request: int, now: float) -> None:
     control["dispatched"][0] += 1
     control["view"][0] = view
     state.requests["view"][request] = view
+    pool = state.requests["pool"][request]
+    control["pool"][0] = pool
+    control["first"][0] = state.pools["first"][pool]
+    control["last"][0] = state.pools["last"][pool]
     if control["matching"][0]:
-        for replica in range(len(state.replicas)):
+        for replica in range(control["first"][0], control["last"][0]):
             state.replicas["match"][replica] = prefix_hit_tokens(state, replica, request)
     if not control["stale"][0]:
         return

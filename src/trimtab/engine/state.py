@@ -33,6 +33,8 @@ LAYOUT = {
     "events": (dtypes.EVENT, 1),  # binary heap
     "faults": (dtypes.FAULT, 1),  # (F,) in order of time
     "classes": (dtypes.CLASS, 1),  # (C,)
+    "pools": (dtypes.POOL, 1),  # (Q,)
+    "turns": (np.dtype(np.int64), 2),  # (V, Q) round robin: next replica of each router, in each pool
     "curves": (np.dtype(np.float64), 1),  # all execution-time tables, one after another, s
     "iterations": (dtypes.ITERATION, 1),  # (recorded,)
     "sample_times": (np.dtype(np.float64), 1),  # (S,) s
@@ -46,7 +48,7 @@ LAYOUT = {
 
 
 def _patient() -> NDArray[Any]:
-    return np.full(1, np.inf, dtypes.CLASS)
+    return np.array([(np.inf, np.inf, np.inf, 0)], dtypes.CLASS)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Conditions:
     @property
     def watching(self) -> bool:
         """Whether anything can go wrong at all."""
-        limits = [self.classes[name] for name in dtypes.CLASS.names or ()]
+        limits = [self.classes[name] for name in ("timeout", "ttft_timeout", "limit")]
         return bool(len(self.faults) or np.isfinite(self.rate) or np.isfinite(limits).any())
 
 
@@ -95,6 +97,8 @@ class State:
     events: NDArray[Any]
     faults: NDArray[Any]
     classes: NDArray[Any]
+    pools: NDArray[Any]
+    turns: NDArray[np.int64]
     curves: NDArray[np.float64]
     iterations: NDArray[Any]
     sample_times: NDArray[np.float64]
@@ -130,10 +134,12 @@ def allocate(
     views: int = 1,
     snapshots: int = 0,
     conditions: Conditions = NOTHING_WRONG,
+    pools: NDArray[Any] | None = None,
 ) -> State:
     """A fresh state at time zero. The requests are copied; per group: replicas, KV blocks, speed.
 
-    ``views`` routers keep ``snapshots`` of the fleet each (0: they see it as it is).
+    ``views`` routers keep ``snapshots`` of the fleet each (0: they see it as it is). ``pools`` (Q,) POOL
+    are spans of replicas, which ``conditions.classes`` choose from; by default one of them all.
     """
     requests = traffic.requests
     group_of = np.repeat(np.arange(len(groups)), counts)
@@ -147,8 +153,8 @@ def allocate(
     replicas = _fresh_replicas(groups, group_of, speeds, kv_blocks, lanes_per_replica)
     caching = bool(groups["prefix_caching"].any())
 
-    fronts = np.zeros(views, dtypes.VIEW)
-    fronts["turn"] = np.arange(views) % num_replicas
+    pools = whole_fleet(num_replicas) if pools is None else pools.copy()
+    pools["accepting"] = sizes = pools["last"] - pools["first"]
 
     control = np.zeros(1, dtypes.CONTROL)
     timed = int(np.isfinite(requests["arrival"]).sum())
@@ -156,6 +162,7 @@ def allocate(
     control["asking"] = NONE
     control["next_sample"] = 0.0
     control["sample_every"] = 0.01
+    control["last"] = num_replicas
     _set_conditions(control, replicas, conditions)
     # with faults: a retry and two timeouts per request, a breaker per replica, the next fault
     pending = 3 * len(requests) + num_replicas + 1 if conditions.watching else len(requests) - timed
@@ -164,6 +171,7 @@ def allocate(
         events[0] = (conditions.faults["at"][0], int(Event.FAULT), 0)
         control["heap_size"] = 1
     requests = requests.copy()
+    requests["pool"] = conditions.classes["pool"][requests["klass"]]
     requests["scheduled"] = requests["first_token"] = np.nan
     control["next_signal"] = np.inf
     return State(
@@ -182,11 +190,13 @@ def allocate(
         events=events,
         faults=conditions.faults,
         classes=conditions.classes,
+        pools=pools,
+        turns=pools["first"] + np.arange(views)[:, None] % sizes,
         curves=curves,
         iterations=np.empty(max_iterations, dtypes.ITERATION),
         sample_times=np.zeros(SAMPLE_CAPACITY),
         samples=np.zeros((SAMPLE_CAPACITY, num_replicas), dtypes.SAMPLE),
-        views=fronts,
+        views=np.zeros(views, dtypes.VIEW),
         seen=np.tile(replicas, views * snapshots),
         homes=np.full(int(requests["session"].max()) + 2, NONE, np.int64),
         itl=np.zeros(dtypes.ITL_BINS, np.int64),
@@ -216,6 +226,11 @@ def _fresh_replicas(
     return replicas
 
 
+def whole_fleet(num_replicas: int) -> NDArray[Any]:
+    """One pool (1,) POOL of all replicas."""
+    return np.array([(0, num_replicas, num_replicas, 0)], dtypes.POOL)
+
+
 def pad(values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Tables are never empty."""
     return values if len(values) else np.zeros(1, np.int64)
@@ -234,7 +249,6 @@ def _set_conditions(control: NDArray[Any], replicas: NDArray[Any], conditions: C
     ):
         control[name] = getattr(conditions, name)
     control["bucket"] = conditions.burst
-    control["accepting"] = len(replicas)
     replicas["up"] = replicas["seen_up"] = replicas["accepting"] = 1
     replicas["slow"] = 1.0
 

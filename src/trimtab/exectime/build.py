@@ -13,7 +13,7 @@ from trimtab.exectime.cache import cache_path, load_arrays, save_arrays, source_
 from trimtab.exectime.tables import ExecTables
 from trimtab.hardware.devices import Device, Node
 from trimtab.hardware.models import Model
-from trimtab.scenario import ReplicaGroup
+from trimtab.scenario import ReplicaGroup, Speculation
 
 
 def build_tables(
@@ -92,13 +92,12 @@ REFERENCE_KV = 1000  # tokens of each decode
 REFERENCE_CHUNK = 512  # prompt tokens
 
 
-def tokens_per_second(tables: ExecTables, pp: int = 1) -> float:
+def tokens_per_second(tables: ExecTables, pp: int = 1, speculation: Speculation | None = None) -> float:
     """Tokens per second of one replica on a mixed batch: 64 decodes at 1000 KV and one 512 chunk.
 
     With ``pp`` stages full, a batch leaves every stage time (the first stage's, which also sends), so
     the replica's rate is the tokens of a batch over one stage's seconds.
     """
-    stage = tables.stage_seconds(
-        [REFERENCE_KV] * REFERENCE_DECODES, [(0, REFERENCE_CHUNK)], last_stage=pp == 1
-    )
-    return (REFERENCE_DECODES + REFERENCE_CHUNK) / stage
+    drafts, each = (speculation.tokens, speculation.tokens_per_step) if speculation else (0, 1.0)
+    stage = tables.stage_seconds([REFERENCE_KV] * REFERENCE_DECODES, [(0, REFERENCE_CHUNK)], pp == 1, drafts)
+    return (REFERENCE_DECODES * each + REFERENCE_CHUNK) / stage

@@ -211,7 +211,14 @@ SCALARS: dict[str, Definition] = {
         "share", "KV peak", "highest share of KV blocks in use at any moment at any replica"
     ),
     "prefix_hit_rate": Definition(
-        "share", "prefix hit rate", "share of prompt tokens found in the prefix cache instead of computed"
+        "share",
+        "prefix hit rate",
+        "share of prompt tokens found in the prefix cache instead of computed; none without prefix caching",
+    ),
+    "tokens_per_step": Definition(
+        "tokens",
+        "tokens per step",
+        "output tokens / decode steps of requests, with speculation: accepted drafts and one; none without",
     ),
     "availability": Definition(
         "share", "availability", "time in which replicas were up / duration, mean over replicas"

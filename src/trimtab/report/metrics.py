@@ -215,15 +215,27 @@ def _scalars(result: Result, rows: dict[str, Any]) -> dict[str, float]:
         "mfu": _ratio(flops.sum(), seconds.sum()),
         "kv_utilization": _ratio((rows["kv_utilization"] * kv_total).sum(), kv_total.sum()),
         "kv_peak": float(rows["kv_peak"].max()),
-        "prefix_hit_rate": _ratio(
-            result.replicas["hit_tokens"].sum(),
-            (result.replicas["hit_tokens"] + result.replicas["prefill_done"]).sum(),
-        ),
+        "prefix_hit_rate": _hit_rate(result),
+        "tokens_per_step": _tokens_per_step(result),
         "availability": _availability(result),
         "class_fairness": class_fairness(result),
         "cost": cost,
         "cost_per_million_output_tokens": _ratio(1e6 * cost, tokens_out),
     }
+
+
+def _hit_rate(result: Result) -> float:
+    """Share of prompt tokens that came from a prefix cache; NaN where no group has one."""
+    if not any(group.scheduler.prefix_caching for group in result.scenario.replicas):
+        return UNKNOWN
+    hits = result.replicas["hit_tokens"].sum()
+    return _ratio(hits, (hits + result.replicas["prefill_done"]).sum())
+
+
+def _tokens_per_step(result: Result) -> float:
+    """Of the replicas that speculate."""
+    steps = result.replicas["decode_steps"]
+    return _ratio(result.replicas["decode_done"][steps > 0].sum(), steps.sum())
 
 
 def _availability(result: Result) -> float:

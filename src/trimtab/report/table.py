@@ -32,10 +32,12 @@ LATENCIES = (
     ("End-to-end Latency", "E2EL", "e2el_ms"),
 )
 CLUSTER = (
+    ("Prefix cache hits (%):", "prefix_hit_rate"),
     ("Preemptions:", "preemptions"),
     ("Mean queue length per replica:", "mean_queue_length"),
     ("KV utilisation, mean (%):", "kv_utilization"),
     ("Model FLOPs utilisation (%):", "mfu"),
+    ("Tokens per decode step:", "tokens_per_step"),
     ("Busiest replica / mean, over time:", "load_outstanding_max_over_mean"),
 )
 # A comparison's metrics in the order in which they claim room on the terminal; the page has all.

@@ -1,5 +1,5 @@
 """From a router's kind to its choice. Compiled with the event loop, so only for the plain routers;
-those of production gateways are in ``cluster.published``, which compiles when one of them is first used.
+those of production gateways are in ``cluster.whole``, which compiles when one of them is first used.
 """
 
 from __future__ import annotations

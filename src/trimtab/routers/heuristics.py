@@ -74,14 +74,14 @@ def seconds_of_work(state: State, table: Table, row: int, request: int) -> float
 @jit
 def lowest_score(state: State, table: Table, base: int, kind: int, request: int) -> int:
     """Argmin of the score; the scan starts at a random replica, so that ties are random."""
-    count = len(state.replicas)
-    replica = int(state.requests["coin_a"][request] * count)
+    first, last = state.control["first"][0], state.control["last"][0]
+    replica = first + int(state.requests["coin_a"][request] * (last - first))
     best = replica
     lowest = score(state, table, base + replica, kind, replica, request)
-    for _ in range(count - 1):
+    for _ in range(last - first - 1):
         replica += 1
-        if replica == count:
-            replica = 0
+        if replica == last:
+            replica = first
         value = score(state, table, base + replica, kind, replica, request)
         if value < lowest:
             best, lowest = replica, value
@@ -91,20 +91,36 @@ def lowest_score(state: State, table: Table, base: int, kind: int, request: int)
 @jit
 def next_in_turn(state: State) -> int:
     """Each router counts for itself."""
-    view = state.control["view"][0]
-    turn = state.views["turn"][view]
+    view, pool = state.control["view"][0], state.control["pool"][0]
+    turn = state.turns[view, pool]
     while not state.replicas["accepting"][turn]:
-        turn = (turn + 1) % len(state.replicas)
-    state.views["turn"][view] = (turn + 1) % len(state.replicas)
+        turn = following(state, turn)
+    state.turns[view, pool] = following(state, turn)
     return turn
+
+
+@jit
+def following(state: State, replica: int) -> int:
+    """The next replica of the pool, around."""
+    first, last = state.control["first"][0], state.control["last"][0]
+    if first <= replica < last - 1:
+        return replica + 1
+    return first
+
+
+@jit
+def num_accepting(state: State) -> int:
+    """Replicas that the router may choose; at least one."""
+    return state.pools["accepting"][state.control["pool"][0]]
 
 
 @jit
 def nth_accepting(state: State, index: int) -> int:
     """The replica number ``index`` of those that accept."""
-    if state.control["accepting"][0] == len(state.replicas):
-        return index
-    replica = -1
+    first, last = state.control["first"][0], state.control["last"][0]
+    if num_accepting(state) == last - first:
+        return first + index
+    replica = first - 1
     while index >= 0:
         replica += 1
         index -= state.replicas["accepting"][replica]
@@ -116,20 +132,21 @@ def random_by_speed(state: State, table: Table, base: int, request: int) -> int:
     """Replica i with probability speed_i / sum of speeds."""
     accepting = state.replicas["accepting"]
     total = 0.0
-    for replica in range(len(state.replicas)):
+    first, last = state.control["first"][0], state.control["last"][0]
+    for replica in range(first, last):
         total += accepting[replica] * speed_of(state, table, base + replica)
     left = state.requests["coin_a"][request] * total
-    for replica in range(len(state.replicas)):
+    for replica in range(first, last):
         left -= accepting[replica] * speed_of(state, table, base + replica)
         if left < 0.0:
             return replica
-    return nth_accepting(state, state.control["accepting"][0] - 1)
+    return nth_accepting(state, num_accepting(state) - 1)
 
 
 @jit
 def best_of_few(state: State, table: Table, base: int, request: int) -> int:
     """Least outstanding of ``choices`` random replicas; the first differs from all others."""
-    count = state.control["accepting"][0]
+    count = num_accepting(state)
     first = int(state.requests["coin_a"][request] * count)
     best = nth_accepting(state, first)
     lowest = score(state, table, base + best, LEAST_OUTSTANDING, best, request)
@@ -145,11 +162,18 @@ def best_of_few(state: State, table: Table, base: int, request: int) -> int:
 @jit
 def fewest_waiting(state: State, table: Table, base: int) -> int:
     best = nth_accepting(state, 0)
-    for replica in range(best + 1, len(state.replicas)):
+    for replica in range(best + 1, state.control["last"][0]):
         fewer = table["waiting"][base + replica] < table["waiting"][base + best]
         if fewer and state.replicas["accepting"][replica]:
             best = replica
     return best
+
+
+@jit
+def may_choose(state: State, replica: int) -> bool:
+    """Whether the replica is of the pool and accepts."""
+    inside = state.control["first"][0] <= replica < state.control["last"][0]
+    return inside and state.replicas["accepting"][replica] == 1
 
 
 @jit
@@ -159,7 +183,7 @@ def sticky(state: State, table: Table, base: int, request: int) -> int:
     if session == NONE:
         return lowest_score(state, table, base, LEAST_OUTSTANDING, request)
     home = state.homes[session]
-    if home == NONE or not state.replicas["accepting"][home]:
+    if home == NONE or not may_choose(state, home):
         home = lowest_score(state, table, base, LEAST_OUTSTANDING, request)
         state.homes[session] = home
     return home

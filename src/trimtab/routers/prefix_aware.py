@@ -27,16 +27,18 @@ PRIME = 2147483647
 
 @jit
 def least_outstanding(state: State, table: Table, base: int) -> int:
-    least = table["outstanding"][base]
-    for replica in range(1, len(state.replicas)):
+    first, last = state.control["first"][0], state.control["last"][0]
+    least = table["outstanding"][base + first]
+    for replica in range(first + 1, last):
         least = min(least, table["outstanding"][base + replica])
     return least
 
 
 @jit
 def most_outstanding(state: State, table: Table, base: int) -> int:
-    most = table["outstanding"][base]
-    for replica in range(1, len(state.replicas)):
+    first, last = state.control["first"][0], state.control["last"][0]
+    most = table["outstanding"][base + first]
+    for replica in range(first + 1, last):
         most = max(most, table["outstanding"][base + replica])
     return most
 
@@ -44,20 +46,20 @@ def most_outstanding(state: State, table: Table, base: int) -> int:
 @jit
 def best_match(state: State, table: Table, base: int, request: int, most: float) -> int:
     """Longest match among replicas with at most ``most`` in flight, then fewest in flight; or NONE."""
-    count = len(state.replicas)
+    first, last = state.control["first"][0], state.control["last"][0]
     longest = 1
-    for replica in range(count):
+    for replica in range(first, last):
         if table["outstanding"][base + replica] <= most:
             longest = max(longest, state.replicas["match"][replica])
-    replica = int(state.requests["coin_a"][request] * count)
+    replica = first + int(state.requests["coin_a"][request] * (last - first))
     best, least = NONE, most + 1.0
-    for _ in range(count):
+    for _ in range(first, last):
         load = float(table["outstanding"][base + replica])
         if state.replicas["match"][replica] == longest and load <= most and load < least:
             best, least = replica, load
         replica += 1
-        if replica == count:
-            replica = 0
+        if replica == last:
+            replica = first
     return best
 
 
@@ -78,14 +80,14 @@ def sglang(state: State, table: Table, base: int, request: int) -> int:
 def aibrix(state: State, table: Table, base: int, request: int) -> int:
     """prefix-cache: longest match with in flight <= mean + sigma; among the idlest when unbalanced."""
     low, high = least_outstanding(state, table, base), most_outstanding(state, table, base)
-    count = len(state.replicas)
+    first, last = state.control["first"][0], state.control["last"][0]
     total = squares = 0.0
-    for replica in range(count):
+    for replica in range(first, last):
         load = float(table["outstanding"][base + replica])
         total += load
         squares += load * load
-    mean = total / count
-    limit = mean + AIBRIX_SIGMAS * math.sqrt(max(squares / count - mean * mean, 0.0))
+    mean = total / (last - first)
+    limit = mean + AIBRIX_SIGMAS * math.sqrt(max(squares / (last - first) - mean * mean, 0.0))
     best = best_match(state, table, base, request, float(low) if high - low > AIBRIX_GAP else limit)
     return best if best != NONE else lowest_cost(state, table, base, LEAST_BUSY, request)
 
@@ -107,30 +109,31 @@ def ray_prefix(state: State, table: Table, base: int, request: int) -> int:
 @jit
 def two_choices(state: State, table: Table, base: int, request: int) -> int:
     """The one with fewer in flight of two random replicas."""
-    count = len(state.replicas)
-    first = int(state.requests["coin_a"][request] * count)
+    first, last = state.control["first"][0], state.control["last"][0]
+    count = last - first
+    one = int(state.requests["coin_a"][request] * count)
     if count == 1:
         return first
-    other = (first + 1 + int(state.requests["coin_b"][request] * (count - 1))) % count
-    if table["outstanding"][base + other] < table["outstanding"][base + first]:
+    other = first + (one + 1 + int(state.requests["coin_b"][request] * (count - 1))) % count
+    if table["outstanding"][base + other] < table["outstanding"][base + first + one]:
         return other
-    return first
+    return first + one
 
 
 @jit
 def least_text(state: State, table: Table, base: int, request: int) -> int:
     """Fewest prompt tokens computed or to be computed: the size of a tree that forgets nothing."""
-    count = len(state.replicas)
-    replica = int(state.requests["coin_a"][request] * count)
+    first, last = state.control["first"][0], state.control["last"][0]
+    replica = first + int(state.requests["coin_a"][request] * (last - first))
     best, least = replica, math.inf
-    for _ in range(count):
+    for _ in range(first, last):
         row = base + replica
         size = float(table["prefill_done"][row] + table["pending_prefill"][row])
         if size < least:
             best, least = replica, size
         replica += 1
-        if replica == count:
-            replica = 0
+        if replica == last:
+            replica = first
     return best
 
 
@@ -148,23 +151,23 @@ def preble_seconds(state: State, table: Table, base: int, replica: int, request:
 @jit
 def preble(state: State, table: Table, base: int, request: int) -> int:
     """E2: exploit where more than half of the prompt is cached, unless that is far busier; else explore."""
-    count = len(state.replicas)
+    first, last = state.control["first"][0], state.control["last"][0]
     longest = 0
-    for replica in range(count):
+    for replica in range(first, last):
         longest = max(longest, state.replicas["match"][replica])
     exploits = 2 * longest > state.requests["prefill_tokens"][request]
-    replica = int(state.requests["coin_a"][request] * count)
+    replica = first + int(state.requests["coin_a"][request] * (last - first))
     holder = explorer = replica
     least_held = least = math.inf
-    for _ in range(count):
+    for _ in range(first, last):
         seconds = preble_seconds(state, table, base, replica, request)
         if seconds < least:
             explorer, least = replica, seconds
         if state.replicas["match"][replica] == longest and seconds < least_held:
             holder, least_held = replica, seconds
         replica += 1
-        if replica == count:
-            replica = 0
+        if replica == last:
+            replica = first
     if exploits and least_held < PREBLE_RATIO * least:
         return holder
     return explorer
@@ -196,13 +199,13 @@ def bounded_hash(state: State, table: Table, base: int, request: int) -> int:
     key = hash_key(state, request)
     if key == NONE:
         return lowest_cost(state, table, base, LEAST_BUSY, request)
-    count = len(state.replicas)
+    first, last = state.control["first"][0], state.control["last"][0]
     total = 1
-    for replica in range(count):
+    for replica in range(first, last):
         total += table["outstanding"][base + replica]
-    most = math.ceil(BOUND * total / count)
+    most = math.ceil(BOUND * total / (last - first))
     best, highest = NONE, -1
-    for replica in range(count):
+    for replica in range(first, last):
         weight = mixed(key, replica)
         if weight > highest and table["outstanding"][base + replica] + 1 <= most:
             best, highest = replica, weight
@@ -213,8 +216,8 @@ def bounded_hash(state: State, table: Table, base: int, request: int) -> int:
 def hashed_session(state: State, request: int) -> int:
     """production-stack's session: the hash decides; without a session, the fewest requests so far."""
     session = state.requests["session"][request]
-    best = 0
-    for replica in range(1, len(state.replicas)):
+    best = state.control["first"][0]
+    for replica in range(best + 1, state.control["last"][0]):
         if session == NONE:
             better = state.replicas["routed"][replica] < state.replicas["routed"][best]
         else:

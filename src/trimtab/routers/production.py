@@ -103,7 +103,7 @@ def cost(
 @jit
 def least_waiting(state: State, table: Table, base: int) -> float:
     least = math.inf
-    for replica in range(len(state.replicas)):
+    for replica in range(state.control["first"][0], state.control["last"][0]):
         least = min(least, float(table["waiting"][base + replica]))
     return least
 
@@ -111,7 +111,7 @@ def least_waiting(state: State, table: Table, base: int) -> float:
 @jit
 def most_waiting(state: State, table: Table, base: int) -> float:
     most = 0.0
-    for replica in range(len(state.replicas)):
+    for replica in range(state.control["first"][0], state.control["last"][0]):
         most = max(most, float(table["waiting"][base + replica]))
     return most
 
@@ -119,9 +119,9 @@ def most_waiting(state: State, table: Table, base: int) -> float:
 @jit
 def mean_outstanding(state: State, table: Table, base: int) -> float:
     total = 0.0
-    for replica in range(len(state.replicas)):
+    for replica in range(state.control["first"][0], state.control["last"][0]):
         total += table["outstanding"][base + replica]
-    return total / len(state.replicas)
+    return total / (state.control["last"][0] - state.control["first"][0])
 
 
 @jit
@@ -132,38 +132,39 @@ def lowest_cost(state: State, table: Table, base: int, kind: int, request: int) 
         low, high = least_waiting(state, table, base), most_waiting(state, table, base)
     elif kind == STACK_LOADAWARE:
         low = high = mean_outstanding(state, table, base)
-    count = len(state.replicas)
-    replica = int(state.requests["coin_a"][request] * count)
+    first, last = state.control["first"][0], state.control["last"][0]
+    replica = first + int(state.requests["coin_a"][request] * (last - first))
     best = replica
     lowest = math.inf
-    for _ in range(count):
+    for _ in range(first, last):
         value = cost(state, table, base + replica, kind, replica, request, low, high)
         if value < lowest:
             best, lowest = replica, value
         replica += 1
-        if replica == count:
-            replica = 0
+        if replica == last:
+            replica = first
     return best
 
 
 @jit
 def softmax(state: State, table: Table, base: int, kind: int, request: int) -> int:
     """Dynamo's sampling: probability ~ exp(-cost / (range of costs * temperature))."""
-    count, costs = len(state.replicas), state.replicas["cost"]
+    first, last = state.control["first"][0], state.control["last"][0]
+    costs = state.replicas["cost"]
     low, high = math.inf, -math.inf
-    for replica in range(count):
+    for replica in range(first, last):
         costs[replica] = cost(state, table, base + replica, kind, replica, request, 0.0, 0.0)
         low, high = min(low, costs[replica]), max(high, costs[replica])
     scale = state.control["temperature"][0] * (high - low)
     coin = state.requests["coin_a"][request]
     if scale == 0.0:
-        return int(coin * count)
+        return first + int(coin * (last - first))
     total = 0.0
-    for replica in range(count):
+    for replica in range(first, last):
         total += math.exp((low - costs[replica]) / scale)
     left = coin * total
-    for replica in range(count):
+    for replica in range(first, last):
         left -= math.exp((low - costs[replica]) / scale)
         if left < 0.0:
             return replica
-    return count - 1
+    return last - 1

@@ -20,7 +20,8 @@ COLUMNS: dict[str, str] = {
     "expected_decode_tokens": "output tokens expected of outstanding requests",
     "kv_used": "KV blocks in use",
     "kv_free": "KV blocks free",
-    "accepting": "1 where the router may send requests, 0 where it is down, draining or its breaker is open",
+    "accepting": "1 where this request may go, 0 where the replica is down, draining, its breaker is open "
+    "or it serves another model",
     "prefix_hit_tokens": "tokens of this request's prompt that the replica's prefix cache holds",
     "speed": "relative to the fleet's fastest replica, (0, 1]",
     "group": "index of the replica group",
@@ -42,8 +43,7 @@ class RouterView:
         self._table.flags.writeable = False
         self._matches = state.replicas["match"].view()
         self._matches.flags.writeable = False
-        self._accepting = state.replicas["accepting"].view()  # health checks have a delay of their own
-        self._accepting.flags.writeable = False
+        self._accepting = state.replicas["accepting"]  # health checks have a delay of their own
         self._requests = state.requests
         self._control = state.control
         self.request = 0
@@ -100,7 +100,11 @@ class RouterView:
 
     @property
     def accepting(self) -> NDArray[np.int64]:
-        return self._accepting
+        mine = np.zeros(self.num_replicas, np.int64)
+        first, last = int(self._control["first"][0]), int(self._control["last"][0])
+        mine[first:last] = self._accepting[first:last]
+        mine.flags.writeable = False
+        return mine
 
     @property
     def prefix_hit_tokens(self) -> NDArray[np.int64]:

@@ -215,6 +215,28 @@ def test_fp8_uses_the_same_surface() -> None:
         assert times[1][0] < 0.8 * times[0][0]
 
 
+def test_a_profile_of_few_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One row of an operator can be held out or fitted, not both: no error is claimed, none is raised."""
+    rows = [row for row in made_up(("llama-3-8b",)) if row["operator"] in ("attn_decode", "attn_prefill")]
+    for few in (rows[:1], rows[-1:], rows[3:6]):
+        profile = write(tmp_path / "few.csv", few)
+        assert main(["calibrate", str(profile), "--out", str(tmp_path / "few.json"), "--quiet"]) == 0
+        assert "linear operators, held-out shapes: - mean" in capsys.readouterr().out
+        assert load_calibration(tmp_path / "few.json").device == "h200"
+
+
+def test_from_profile_to_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `trimtab profile` writes is what `trimtab calibrate` reads, here of a CPU and a tiny model."""
+    pytest.importorskip("torch")
+    device, profile, out = tmp_path / "cpu.yaml", tmp_path / "tiny.csv", tmp_path / "tiny.json"
+    sheet = "memory_gib: 8\ntflops: 0.1\nhbm_tb_s: 0.02\nlink_gb_s: 10\nunits: 2\nefficiency: pcie\n"
+    device.write_text(sheet)
+    assert main(["profile", "--cpu", "--quick", "--fresh", "--out", str(profile), "--quiet"]) == 0
+    assert main(["calibrate", str(profile), "--device", str(device), "--out", str(out), "--quiet"]) == 0
+    assert "cpu: mean absolute error on held-out shapes" in capsys.readouterr().out
+    assert {"matrix", "decode", "prefill", "kv_save"} <= set(load_calibration(out).surfaces)
+
+
 # --- bad input ----------------------------------------------------------------------------------
 
 

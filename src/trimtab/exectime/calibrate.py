@@ -181,7 +181,7 @@ def calibrate(found: Found, step: Step = lambda what: None) -> Calibration:
     chosen = {name: surface.predictor for name, surface in trained.surfaces.items()}
     errors = held_out_errors(trained, kernels, rows.where(held))
     for operator, entry in errors["operators"].items():
-        entry["predictor"] = chosen[GROUP_OF[operator]]
+        entry["predictor"] = chosen.get(GROUP_OF[operator], "constants")
     errors["left_out"] = left_out_errors(rows, kernels, chosen, step)
     step("fitting all rows")
     final = fit_calibration(kernels, rows, chosen)

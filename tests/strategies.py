@@ -6,7 +6,7 @@ fits every replica: what does not fit is invalid input and belongs in tests of i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracle.faults import OracleClass, OracleConditions, OracleFault
 from oracle.parts import OracleReplica, request_table, requests_of
+from oracle.scaling import OracleScaler
 from oracle.schedulers import SCHEDULERS, blocks_for
 
 from trimtab.engine.dtypes import NONE
@@ -252,6 +253,46 @@ def troubled(
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     cluster.requests["klass"] = rng.integers(len(drawn.classes), size=len(cluster.requests))
     return cluster, drawn
+
+
+@st.composite
+def scalers(draw: st.DrawFn, num_replicas: int) -> list[OracleScaler]:
+    """One scaler of all replicas, or two that share them, or of some of them."""
+    cut = draw(st.integers(0, num_replicas))
+    spans = [(0, cut), (cut, num_replicas)] if draw(st.booleans()) else [(0, num_replicas)]
+    drawn = []
+    for first, last in spans:
+        if first == last or (len(spans) > 1 and draw(st.integers(0, 3)) == 0):
+            continue
+        least = draw(st.integers(0, last - first))
+        metric = draw(st.sampled_from(["queue", "outstanding", "kv", "slo"]))
+        shares = metric in ("kv", "slo")
+        drawn.append(
+            OracleScaler(
+                first,
+                last,
+                start=draw(st.integers(least, last - first)),
+                least=least,
+                metric=metric,
+                target=draw(st.sampled_from([0.05, 0.3, 0.9] if shares else [0.5, 1.0, 3.0])),
+                interval=draw(st.sampled_from([0.25, 1.0, 3.7])),
+                provision=draw(st.sampled_from([0.0, 0.5, 1.0, 6.3])),
+                window=draw(st.sampled_from([0.5, 2.0, 100.0])),
+                keep=draw(st.sampled_from([1, 2, 5])),
+            )
+        )
+    return drawn
+
+
+@st.composite
+def scaled(
+    draw: st.DrawFn, peaceful: st.SearchStrategy[Cluster] | None = None
+) -> tuple[Cluster, OracleConditions, list[OracleScaler]]:
+    """A cluster, what befalls it, and what scales it."""
+    cluster, drawn = draw(troubled(peaceful=peaceful))
+    bound = draw(st.sampled_from([0.3, 1.0, 4.0]))
+    drawn = replace(drawn, classes=[replace(one, bound=bound) for one in drawn.classes])
+    return cluster, drawn, draw(scalers(len(cluster.replicas)))
 
 
 # --- what prompts share -------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def _build(group: ReplicaGroup, longest: int) -> tuple[Fleet, Group]:
         name=name,
         scheduler=info.kind,
         tables=tables,
-        count=group.count,
+        count=group.slots,
         num_blocks=num_blocks,
         max_seqs=max_seqs,
         token_budget=token_budget,

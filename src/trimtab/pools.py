@@ -72,5 +72,5 @@ def _span(scenario: Scenario, model: str) -> tuple[int, int]:
         raise unknown("model of a class", model, names)
     if mine != list(range(mine[0], mine[-1] + 1)):
         raise TrimtabError(f"replicas: groups of model {model!r} must stand next to each other in the list")
-    starts = np.cumsum([0, *(group.count for group in scenario.replicas)])
+    starts = np.cumsum([0, *(group.slots for group in scenario.replicas)])
     return int(starts[mine[0]]), int(starts[mine[-1] + 1])

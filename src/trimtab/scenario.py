@@ -43,6 +43,7 @@ from trimtab.scenario_workload import (
 __all__ = [
     "Admission",
     "Arrivals",
+    "Autoscale",
     "BurstArrivals",
     "DiurnalArrivals",
     "EmpiricalLengths",
@@ -132,6 +133,25 @@ class ExecTimeConfig(Section):
     max_depth: Count = 16
 
 
+class Autoscale(Section):
+    """Keeps ``min`` to ``max`` replicas, as many as bring ``metric`` to its ``target``: requests waiting
+    (``queue``) or waiting and running (``outstanding``) per replica, the share of KV blocks in use (``kv``),
+    or the share of first tokens of the last ``window_s`` within slo.ttft_ms (``slo``).
+
+    It looks every ``interval_s``; what it orders serves ``provision_s`` later; it sends replicas away when
+    that has been right for ``scale_down_delay_s``.
+    """
+
+    min: Annotated[int, Field(ge=0)] = 1
+    max: Count
+    metric: Literal["queue", "outstanding", "kv", "slo"] = "queue"
+    target: Positive
+    interval_s: Positive = 15.0
+    provision_s: NonNegative = 120.0
+    scale_down_delay_s: NonNegative = 300.0
+    window_s: Positive = 60.0
+
+
 class Speculation(Section):
     """Speculative decoding, for scheduler vllm_v1 and pp 1: each decode step drafts ``tokens`` and verifies
     them at once.
@@ -152,7 +172,7 @@ class Speculation(Section):
 
 
 class ReplicaGroup(Section):
-    """``count`` identical replicas of one model on one kind of device.
+    """``count`` identical replicas of one model on one kind of device; with ``autoscale``, at the start.
 
     ``model`` is a name or the path of a Hugging Face config.json. ``tp`` devices share every layer, ``pp``
     stages share the layers; ``ep`` = tp puts whole experts on each of these devices instead of slices, the
@@ -173,6 +193,12 @@ class ReplicaGroup(Section):
     exectime: ExecTimeConfig = ExecTimeConfig()
     speculation: Speculation | None = None
     name: str | None = None
+    autoscale: Autoscale | None = None
+
+    @property
+    def slots(self) -> int:
+        """Replicas that there can be at once."""
+        return self.autoscale.max if self.autoscale else self.count
 
 
 class RouterConfig(Section):
@@ -311,7 +337,8 @@ class Scenario(Section):
 
     @property
     def num_replicas(self) -> int:
-        return sum(group.count for group in self.replicas)
+        """Replicas that there can be at once, as they are numbered."""
+        return sum(group.slots for group in self.replicas)
 
     def digest(self) -> str:
         """Twelve hex digits that change when anything that affects the run changes."""

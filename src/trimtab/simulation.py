@@ -121,6 +121,7 @@ def collect(
     """Everything worth keeping of a state that has run."""
     recorded = min(int(state.control["iterations"][0]), len(state.iterations))
     samples = int(state.control["samples"][0])
+    changes = min(int(state.control["scalings"][0]), len(state.scalings))
     provenance = _provenance(scenario)
     provenance["iterations"] = int(state.control["iterations"][0])
     if callable(router):
@@ -136,6 +137,7 @@ def collect(
         samples=state.samples[:samples],
         itl_counts=state.itl,
         cpu_seconds=cpu_seconds,
+        scalings=state.scalings[:changes],
     )
 
 

@@ -17,6 +17,8 @@ from oracle.loop import (
     FAULT,
     FIRST_TOKEN_TIMEOUT,
     FORM,
+    PROVISIONED,
+    SCALE,
     STAGE_END,
     TIMEOUT,
     Cluster,
@@ -43,12 +45,14 @@ class OracleFault:
 @dataclass(frozen=True)
 class OracleClass:
     """Seconds from arrival to the first and to the last token; outstanding requests per replica;
-    ``replicas`` (first, one past the last) that may serve it, or None: all."""
+    ``replicas`` (first, one past the last) that may serve it, or None: all; seconds to the first token that
+    its SLO allows."""
 
     timeout: float = math.inf
     ttft_timeout: float = math.inf
     limit: float = math.inf
     replicas: tuple[int, int] | None = None
+    bound: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,17 @@ class FaultyCluster(Cluster):
             elif kind == BREAKER:
                 self.health[index].breaker_open = False
                 self.admit_held(now)
+            elif kind in (PROVISIONED, SCALE):
+                self.autoscale(now, kind, index)
             elif kind == TIMEOUT or math.isnan(self.requests[index].first_token):
                 self.give_up(now, self.requests[index])
+            self.after_event(now)
+
+    def autoscale(self, now: float, kind: int, index: int) -> None:
+        raise AssertionError("nothing scales here: see oracle.scaling")
+
+    def after_event(self, now: float) -> None:
+        """For ``oracle.scaling``."""
 
     def push(self, at: float, kind: int, index: int) -> None:
         heapq.heappush(self.events, (at, kind, index, 0))

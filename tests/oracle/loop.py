@@ -2,7 +2,8 @@
 
 Order of events at the same instant, by decision (they do not coincide in the reference cases):
     1. batches that leave a stage: lower replica first, then the later stage;
-    2. what comes from outside: faults, breakers, clients that give up (see ``oracle.faults``);
+    2. what comes from outside: faults, breakers, clients that give up (see ``oracle.faults``), autoscaling,
+       replicas that it ordered (see ``oracle.scaling``);
     3. arrivals and retries: lower request index first;
     4. replicas form their batches: lower replica first.
 So a batch is formed from all that has ended and arrived by then, as in Vidur.
@@ -18,7 +19,7 @@ from oracle.parts import Batch, Iteration, OracleReplica, Request, drafts_accept
 from oracle.schedulers import SCHEDULERS, Scheduler
 from trimtab.workload import Traffic
 
-STAGE_END, FAULT, BREAKER, TIMEOUT, FIRST_TOKEN_TIMEOUT, ARRIVAL, FORM = range(7)
+STAGE_END, FAULT, BREAKER, TIMEOUT, FIRST_TOKEN_TIMEOUT, SCALE, PROVISIONED, ARRIVAL, FORM = range(9)
 
 
 class Deadlock(Exception):

@@ -1,14 +1,14 @@
 """Who gets in, and where a request may go: admission, accepting replicas, requests that wait for one.
 
-A replica accepts while the last health check found it up, it is not draining and its circuit breaker
-is closed. While no replica accepts, requests are held at the router. ``docs/background/faults.md``.
+A replica accepts while it is on, the last health check found it up, it is not draining and its circuit
+breaker is closed. While no replica accepts, requests are held at the router. ``docs/background/faults.md``.
 """
 
 from __future__ import annotations
 
 import math
 
-from trimtab.engine.dtypes import NONE, Event, Status
+from trimtab.engine.dtypes import NONE, Event, Power, Status
 from trimtab.engine.heap import push
 from trimtab.engine.jit import jit
 from trimtab.engine.lanes import wake_next_turn
@@ -20,6 +20,7 @@ FIRST_TOKEN_TIMEOUT = int(Event.FIRST_TOKEN_TIMEOUT)
 PENDING, REJECTED = int(Status.PENDING), int(Status.REJECTED)
 FAILED, ABORTED = int(Status.FAILED), int(Status.ABORTED)
 RETRYING, HELD = int(Status.RETRYING), int(Status.HELD)
+ON = int(Power.ON)
 
 
 @jit
@@ -116,7 +117,8 @@ def refresh(state: State, replica: int, now: float) -> None:
     """Work out anew whether routers may choose the replica; let in those who waited for that."""
     replicas, pools = state.replicas, state.pools
     accepting = 0
-    if replicas["seen_up"][replica] and not replicas["draining"][replica] and not replicas["open"][replica]:
+    barred = replicas["power"][replica] != ON or replicas["draining"][replica] or replicas["open"][replica]
+    if replicas["seen_up"][replica] and not barred:
         accepting = 1
     change = accepting - replicas["accepting"][replica]
     replicas["accepting"][replica] = accepting

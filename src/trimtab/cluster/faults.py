@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 
 from trimtab.cluster.entrance import close, refresh
+from trimtab.cluster.scaling import evaluate, in_service, put_in_service, switch_off
 from trimtab.engine.batches import release_static, ring_size
-from trimtab.engine.dtypes import NEVER, NONE, Event, Fault, Scheduler, Status
+from trimtab.engine.dtypes import NEVER, NONE, Event, Fault, Power, Scheduler, Status
 from trimtab.engine.heap import drop_all, push
 from trimtab.engine.jit import jit
 from trimtab.engine.lanes import close_slot, forget_decode, lanes_per_replica, release, wake_next_turn
@@ -27,19 +28,30 @@ WAITING, RUNNING, ABORTING = int(Status.WAITING), int(Status.RUNNING), int(Statu
 FAILED, ABORTED = int(Status.FAILED), int(Status.ABORTED)
 RETRYING, HELD = int(Status.RETRYING), int(Status.HELD)
 STATIC = int(Scheduler.FASTER_TRANSFORMER)
+LEAVING = int(Power.LEAVING)
+PROVISIONED, SCALE = int(Event.PROVISIONED), int(Event.SCALE)
 GOLDEN = 0.618033988749895  # a retry moves the request's coin on by this
 
 
 @jit
 def befall(state: State, kind: int, who: int, now: float) -> int:
-    """An event from outside: the next fault of the list, a breaker (``who``: its replica) that closes, or
-    a client (``who``: its request) that gives up. Returns the replica that may now form a batch, or NONE."""
+    """An event from outside: the next fault of the list, a breaker (``who``: its replica) that closes, a
+    scaler that looks, a replica that it ordered, or a client (``who``: its request) that gives up.
+
+    Returns the replica that may now form a batch, or NONE.
+    """
     if kind == FAULT:
         strike(state, who, now)
         return NONE
     if kind == BREAKER:
         state.replicas["open"][who] = 0
         refresh(state, who, now)
+        return NONE
+    if kind == PROVISIONED:
+        put_in_service(state, who, now)
+        return NONE
+    if kind == SCALE:
+        evaluate(state, who, now)
         return NONE
     return abort(state, who, kind == FIRST_TOKEN_TIMEOUT, now)
 
@@ -71,7 +83,7 @@ def strike(state: State, who: int, now: float) -> None:
 def crash(state: State, replica: int, now: float) -> None:
     """All that the replica held and computed is lost; each of its requests has failed an attempt."""
     replicas, requests = state.replicas, state.requests
-    if not replicas["up"][replica]:
+    if not replicas["up"][replica] or not in_service(state, replica):
         return
     touch(state, replica, now)
     replicas["up"][replica] = 0
@@ -101,6 +113,8 @@ def crash(state: State, replica: int, now: float) -> None:
     replicas["kv_used"][replica] = 0
     replicas["waiting_iters"][replica] = 0
     replicas["aborting"][replica] = 0
+    if replicas["power"][replica] == LEAVING:
+        switch_off(state, replica, now)
 
 
 @jit

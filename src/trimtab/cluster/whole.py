@@ -1,5 +1,5 @@
 """The event loop with all that most runs do without: routers of production gateways, faults, timeouts,
-admission. A door of its own, so that nobody else compiles it.
+admission, autoscaling. A door of its own, so that nobody else compiles it.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 from trimtab.cluster.entrance import enters, give_up, reachable, readmit, shun
 from trimtab.cluster.faults import attempt_failed, befall, leave_aborting
 from trimtab.cluster.loop import advance, place, settle
+from trimtab.cluster.scaling import let_leave
 from trimtab.engine.dtypes import NONE, Event, Outcome
 from trimtab.engine.jit import door, jit
 from trimtab.engine.signals import look
@@ -41,6 +42,7 @@ def advance_whole(state: State, until: float) -> int:
             if see_to(state, state.control["happening"][0], state.control["about"][0]) == ASKING:
                 return ASKING
         elif outcome != DONE or not give_up(state):
+            let_leave(state)
             return outcome
 
 

@@ -61,7 +61,7 @@ REPLICA = np.dtype(
         ("group", "i8"),
         ("speed", "f8"),  # relative to the fleet's fastest, (0, 1]
         ("pool", "i8"),  # lane of the requests that are in no batch
-        ("accepting", "i8"),  # 1: routers may choose it (seen up, not draining, breaker closed)
+        ("accepting", "i8"),  # 1: routers may choose it (on, seen up, not draining, breaker closed)
         # queue
         ("queue_head", "i8"),
         ("queue_tail", "i8"),
@@ -110,6 +110,12 @@ REPLICA = np.dtype(
         ("crashes", "i8"),
         ("down_since", "f8"),  # s
         ("down", "f8"),  # s, of downtimes that have ended
+        # autoscaling
+        ("power", "i8"),  # Power
+        ("on_since", "f8"),  # s, where it is not off
+        ("on", "f8"),  # s for which it was paid, of the times that have ended
+        ("ordered", "i8"),  # times that autoscaling called for it
+        ("released", "i8"),  # times that autoscaling sent it away
         # what only routers read
         ("match", "i8"),  # tokens of the prompt being routed that its prefix cache holds
         ("cost", "f8"),  # of the request being routed, for routers that draw by it
@@ -251,6 +257,7 @@ CLASS = np.dtype(
         ("ttft_timeout", "f8"),  # s from arrival to the first token; or inf
         ("limit", "f8"),  # outstanding requests per accepting replica beyond which it is rejected; or inf
         ("pool", "i8"),  # replicas that may serve it
+        ("bound", "f8"),  # s to the first token that its SLO allows; or inf
     ],
     align=True,
 )
@@ -261,6 +268,34 @@ POOL = np.dtype(
         ("last", "i8"),  # to before this one
         ("accepting", "i8"),  # of them, those that routers may choose
         ("held", "i8"),  # requests that wait for one
+    ],
+    align=True,
+)
+
+SCALER = np.dtype(
+    [
+        ("first", "i8"),  # it scales the replicas from this one
+        ("last", "i8"),  # to before this one
+        ("least", "i8"),  # replicas that it keeps
+        ("metric", "i8"),  # ScaleBy
+        ("target", "f8"),  # of the metric, per replica; with SLO the share of first tokens in time
+        ("interval", "f8"),  # s between evaluations
+        ("provision", "f8"),  # s from order to service
+        ("window", "f8"),  # s of first tokens that SLO looks back on
+        ("keep", "i8"),  # latest recommendations, the highest of which bounds scaling down
+        ("since", "f8"),  # s, the first arrival; evaluation k is k intervals later
+        ("evaluations", "i8"),  # done
+        ("idle", "i8"),  # 1: it could do nothing for anybody, and nothing has happened since
+        ("oldest", "i8"),  # every request before this one had its first token before the window
+    ],
+    align=True,
+)
+
+SCALING = np.dtype(
+    [
+        ("time", "f8"),  # s
+        ("replica", "i8"),
+        ("power", "i8"),  # Power from then on
     ],
     align=True,
 )
@@ -305,6 +340,7 @@ CONTROL = np.dtype(
         ("burst", "f8"),  # requests that may come at once
         ("bucket", "f8"),  # of these, how many may now
         ("filled", "f8"),  # s, up to where the bucket is filled
+        ("scalings", "i8"),  # changes of power, recorded or not
         # what routers see (see ``signals``)
         ("dispatched", "i8"),  # requests routed so far
         ("view", "i8"),  # the router that is asked now, and
@@ -367,8 +403,10 @@ class Event(IntEnum):
     BREAKER = 2  # a circuit breaker closes
     TIMEOUT = 3
     FIRST_TOKEN_TIMEOUT = 4
-    ARRIVAL = 5  # retries too
-    FORM = 6  # batches form when all that ends and arrives at an instant is known
+    SCALE = 5  # autoscaling looks at its group; who is let in by a new replica must be seen to be there
+    PROVISIONED = 6  # a replica that autoscaling ordered comes into service
+    ARRIVAL = 7  # retries too
+    FORM = 8  # batches form when all that ends and arrives at an instant is known
     # load samples are taken after every event of their time
 
 
@@ -401,6 +439,24 @@ class Status(IntEnum):
     RETRYING = 7  # waits for its next attempt
     HELD = 8  # at the router: no replica accepts
     ABORTING = 9  # given up; leaves when its batch ends
+
+
+class Power(IntEnum):
+    """Whether a replica is paid for, and takes requests. All but OFF is paid for."""
+
+    ON = 0
+    LEAVING = 1  # finishes what it has, gets nothing new, then it is off
+    PROVISIONING = 2  # ordered, not yet in service
+    OFF = 3
+
+
+class ScaleBy(IntEnum):
+    """What autoscaling holds near its target."""
+
+    QUEUE = 0  # requests waiting, per replica
+    OUTSTANDING = 1  # requests waiting or running, per replica
+    KV = 2  # share of KV blocks in use
+    SLO = 3  # share of first tokens that are in time
 
 
 class Fault(IntEnum):

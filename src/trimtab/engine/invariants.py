@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trimtab.engine.dtypes import NEVER, NONE, Scheduler, Status
+from trimtab.engine.dtypes import NEVER, NONE, Power, Scheduler, Status
 from trimtab.engine.lanes import held_blocks
 from trimtab.engine.state import State
 
@@ -70,7 +70,9 @@ def check_blocks(state: State, replica: int, lanes: range) -> None:
     )
     assert row["aborting"] == (at_home & (state.requests["status"] == Status.ABORTING)).sum()
     assert row["outstanding"] == (at_home & np.isin(state.requests["status"], AT_A_REPLICA)).sum()
-    assert row["accepting"] == (row["seen_up"] and not row["draining"] and not row["open"])
+    on = row["power"] == Power.ON
+    assert row["accepting"] == (on and row["seen_up"] and not row["draining"] and not row["open"])
+    assert row["power"] in (Power.ON, Power.LEAVING) or row["outstanding"] == 0
     assert 0 <= row["kv_used"] <= row["kv_total"]
     if state.groups["prefix_caching"][row["group"]]:
         check_cache(state, replica, lanes)

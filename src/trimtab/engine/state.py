@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from trimtab.engine import dtypes
 from trimtab.engine.bundle import address_block, register
-from trimtab.engine.dtypes import NONE, Event
+from trimtab.engine.dtypes import NONE, Event, Power
 from trimtab.exectime.tables import ExecTables
 from trimtab.workload.content import Traffic
 
 SAMPLE_CAPACITY = 1024
+SCALING_CAPACITY = 65_536
 
 
 LAYOUT = {
@@ -34,6 +35,9 @@ LAYOUT = {
     "faults": (dtypes.FAULT, 1),  # (F,) in order of time
     "classes": (dtypes.CLASS, 1),  # (C,)
     "pools": (dtypes.POOL, 1),  # (Q,)
+    "scalers": (dtypes.SCALER, 1),  # (S,) autoscaled groups
+    "advice": (np.dtype(np.int64), 2),  # (S, keep) replicas that each scaler recommended, in a ring
+    "scalings": (dtypes.SCALING, 1),  # (recorded,) changes of power
     "turns": (np.dtype(np.int64), 2),  # (V, Q) round robin: next replica of each router, in each pool
     "curves": (np.dtype(np.float64), 1),  # all execution-time tables, one after another, s
     "iterations": (dtypes.ITERATION, 1),  # (recorded,)
@@ -48,15 +52,15 @@ LAYOUT = {
 
 
 def _patient() -> NDArray[Any]:
-    return np.array([(np.inf, np.inf, np.inf, 0)], dtypes.CLASS)
+    return np.array([(np.inf, np.inf, np.inf, 0, np.inf)], dtypes.CLASS)
 
 
 @dataclass(frozen=True)
 class Conditions:
     """What goes wrong, and what is done about it. By default nothing does.
 
-    faults (F,) FAULT in order of time; classes (C,) CLASS, by ``klass`` of the request. See CONTROL
-    for the units.
+    faults (F,) FAULT in order of time; classes (C,) CLASS, by ``klass`` of the request; scalers (S,) SCALER,
+    each with ``starts`` replicas at the start. See CONTROL for the units.
     """
 
     faults: NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtypes.FAULT))
@@ -68,12 +72,15 @@ class Conditions:
     breaker_open: float = 10.0
     rate: float = np.inf
     burst: float = 1.0
+    scalers: NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtypes.SCALER))
+    starts: tuple[int, ...] = ()
 
     @property
     def watching(self) -> bool:
         """Whether anything can go wrong at all."""
         limits = [self.classes[name] for name in ("timeout", "ttft_timeout", "limit")]
-        return bool(len(self.faults) or np.isfinite(self.rate) or np.isfinite(limits).any())
+        happens = len(self.faults) or len(self.scalers)
+        return bool(happens or np.isfinite(self.rate) or np.isfinite(limits).any())
 
 
 class State:
@@ -98,6 +105,9 @@ class State:
     faults: NDArray[Any]
     classes: NDArray[Any]
     pools: NDArray[Any]
+    scalers: NDArray[Any]
+    advice: NDArray[np.int64]
+    scalings: NDArray[Any]
     turns: NDArray[np.int64]
     curves: NDArray[np.float64]
     iterations: NDArray[Any]
@@ -154,7 +164,7 @@ def allocate(
     caching = bool(groups["prefix_caching"].any())
 
     pools = whole_fleet(num_replicas) if pools is None else pools.copy()
-    pools["accepting"] = sizes = pools["last"] - pools["first"]
+    sizes = pools["last"] - pools["first"]
 
     control = np.zeros(1, dtypes.CONTROL)
     timed = int(np.isfinite(requests["arrival"]).sum())
@@ -164,12 +174,10 @@ def allocate(
     control["sample_every"] = 0.01
     control["last"] = num_replicas
     _set_conditions(control, replicas, conditions)
-    # with faults: a retry and two timeouts per request, a breaker per replica, the next fault
-    pending = 3 * len(requests) + num_replicas + 1 if conditions.watching else len(requests) - timed
-    events = np.zeros(num_replicas * (stages + 1) + pending + 1, dtypes.EVENT)
-    if len(conditions.faults):
-        events[0] = (conditions.faults["at"][0], int(Event.FAULT), 0)
-        control["heap_size"] = 1
+    scalers = _start_scalers(replicas, conditions, requests)
+    for row in pools:
+        row["accepting"] = replicas["accepting"][row["first"] : row["last"]].sum()
+    events = _event_table(control, conditions, scalers, num_replicas, stages, len(requests))
     requests = requests.copy()
     requests["pool"] = conditions.classes["pool"][requests["klass"]]
     requests["scheduled"] = requests["first_token"] = np.nan
@@ -191,6 +199,9 @@ def allocate(
         faults=conditions.faults,
         classes=conditions.classes,
         pools=pools,
+        scalers=scalers,
+        advice=np.tile(np.array([conditions.starts], np.int64).T, (1, int(scalers["keep"].max(initial=1)))),
+        scalings=np.zeros(SCALING_CAPACITY if len(scalers) else 0, dtypes.SCALING),
         turns=pools["first"] + np.arange(views)[:, None] % sizes,
         curves=curves,
         iterations=np.empty(max_iterations, dtypes.ITERATION),
@@ -224,6 +235,43 @@ def _fresh_replicas(
         replicas["kv_total"] * groups["prefix_caching"][group_of]
     )
     return replicas
+
+
+def _start_scalers(replicas: NDArray[Any], conditions: Conditions, requests: NDArray[Any]) -> NDArray[Any]:
+    """(S,) SCALER at the first arrival; the replicas beyond those that each starts with are off."""
+    scalers = conditions.scalers.copy()
+    scalers["since"] = replicas["on_since"] = requests["arrival"].min(initial=np.inf)
+    for scaler, start in zip(scalers, conditions.starts, strict=True):
+        off = slice(int(scaler["first"]) + start, int(scaler["last"]))
+        replicas["power"][off] = int(Power.OFF)
+        replicas["accepting"][off] = 0
+    return scalers
+
+
+def _event_table(
+    control: NDArray[Any],
+    conditions: Conditions,
+    scalers: NDArray[Any],
+    num_replicas: int,
+    stages: int,
+    num_requests: int,
+) -> NDArray[Any]:
+    """EVENT with room for all that can be pending, and in it the first fault and each scaler's first look.
+
+    Events in order are a heap.
+    """
+    first = [(float(conditions.faults["at"][0]), int(Event.FAULT), 0)] if len(conditions.faults) else []
+    for index, scaler in enumerate(scalers):
+        first.append((float(scaler["since"] + scaler["interval"]), int(Event.SCALE), index))
+    control["heap_size"] = len(first)
+    # with faults: a retry and two timeouts per request, a breaker per replica, the next fault; with scalers
+    # a look of each, an order per replica
+    pending = num_requests - int(control["num_timed"][0])
+    if conditions.watching:
+        pending = 3 * num_requests + 2 * num_replicas + len(scalers) + 1
+    events = np.zeros(num_replicas * (stages + 1) + pending + 1, dtypes.EVENT)
+    events[: len(first)] = np.array(sorted(first), dtypes.EVENT)
+    return events
 
 
 def whole_fleet(num_replicas: int) -> NDArray[Any]:

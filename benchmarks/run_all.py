@@ -38,6 +38,13 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
         "cost_ratio": (2, "<="),
     },
     "robustness": {"seconds": (600, "<="), "num_cells": (24, ">="), "num_routers": (12, ">=")},
+    "exectime_error": {
+        "heldout_linear_mape": (0.05, "<="),
+        "heldout_iteration_median": (0.03, "<="),
+        "heldout_iteration_p99": (0.10, "<="),
+        "leave_model_out_median": (0.10, "<="),
+    },
+    "exectime_tables": {"cold_s": (2, "<="), "cached_s": (0.05, "<=")},
     "queueing_theory": {"inside": ("cases", ">=")},
     "gpu_iterations": {
         "iteration_median_error": (0.07, "<="),
@@ -51,6 +58,9 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
 
 def arguments_for(name: str) -> list[str] | None:
     """What a benchmark needs on its command line; None where its data is not here."""
+    profiling = SHARED / "data" / "vidur" / "profiling"
+    if name == "exectime_error":
+        return [str(profiling)] if profiling.is_dir() else None
     if name != "vidur_agreement":
         return []
     cases = sorted((SHARED / "data" / "vidur" / "cases").glob("*/"))
@@ -116,6 +126,8 @@ def section(name: str, figures: dict[str, Any]) -> list[str]:
 
 
 def shown(value: Any) -> str:
+    if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
+        return f"{', '.join(value)}: see the command's output"
     if isinstance(value, dict):
         return ", ".join(f"{key} {shown(inner)}" for key, inner in value.items())
     if isinstance(value, list) and any(isinstance(inner, dict) for inner in value):

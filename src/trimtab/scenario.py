@@ -85,6 +85,7 @@ FILE_KEYS = (  # values that may name a file
     ("workload", "lengths", "name"),
     ("replicas", "exectime", "path"),
     ("replicas", "model"),
+    ("replicas", "device"),
 )
 
 
@@ -116,16 +117,18 @@ class SchedulerConfig(Section):
 class ExecTimeConfig(Section):
     """Where iteration times come from.
 
-    ``roofline`` needs nothing; ``forest`` fits Vidur's random forests to profile CSVs under
-    ``path`` (its ``data/profiling`` layout); ``tables`` reads per-operator look-up tables
-    ``<path>__<op>.csv[.gz]``. ``max_tokens`` is the context that tables span (by default the longest
-    request's); ``cpu_overhead_ms`` is added to every iteration.
+    ``roofline`` needs nothing: it takes the calibration that ships for the device, or the one at ``path``;
+    ``forest`` fits Vidur's random forests to profile CSVs under ``path`` (its ``data/profiling`` layout);
+    ``tables`` reads per-operator look-up tables ``<path>__<op>.csv[.gz]``. ``max_tokens`` is the context
+    that tables span (by default the longest request's); ``cpu_overhead_ms`` is added to every iteration;
+    ``eager``: without CUDA graphs (roofline).
     """
 
     kind: Literal["roofline", "forest", "tables"] = "roofline"
     path: str | None = None
     max_tokens: Count | None = None
     cpu_overhead_ms: NonNegative = 0.0
+    eager: bool = False
     seed: int = 0
     trees: Count = 250
     max_depth: Count = 16
@@ -433,7 +436,7 @@ def _find_files(data: Any, keys: tuple[str, ...], folder: Path) -> None:
         value = entry.get(keys[0]) if isinstance(entry, dict) else None
         if len(keys) > 1 and value is not None:
             _find_files(value, keys[1:], folder)
-        elif isinstance(value, str) and (keys[0] == "path" or value.endswith(".json")):
+        elif isinstance(value, str) and (keys[0] == "path" or value.endswith((".json", ".yaml"))):
             for candidate in (folder / value, Path(value)):
                 # Look-up tables are named by the beginning that their files share.
                 if candidate.exists() or any(candidate.parent.glob(f"{candidate.name}__*.csv*")):

@@ -269,7 +269,7 @@ def _event_table(
     for index, scaler in enumerate(scalers):
         first.append((float(scaler["since"] + scaler["interval"]), int(Event.SCALE), index))
     control["heap_size"] = len(first)
-    # with faults: a retry (or a transfer) and two timeouts per request, a breaker per replica, the next fault;
+    # with faults: a retry (or a transfer) and two timeouts per request, a breaker per replica, next fault;
     # with scalers a look of each, an order per replica
     pending = num_requests - int(control["num_timed"][0])
     if control["watching"][0]:

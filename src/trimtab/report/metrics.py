@@ -278,7 +278,7 @@ def _hit_rate(result: Result) -> float:
     if not any(group.scheduler.prefix_caching for group in result.scenario.replicas):
         return UNKNOWN
     hits = result.replicas["hit_tokens"].sum()
-    return _ratio(hits, (hits + result.replicas["prefill_done"]).sum())
+    return _ratio(hits, hits + result.replicas["prefill_done"].sum())
 
 
 def _tokens_per_step(result: Result) -> float:

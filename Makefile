@@ -3,9 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
+PROFILING ?= ../shared/data/vidur/profiling
+PROFILING_SOURCE := 'microsoft/vidur@7d47513 data/profiling (MIT)'
 DEMO_ROUTERS := random,round-robin,power-of-two,least-outstanding,vllm-dp,least-pending-prefill,least-kv,least-work
 
-.PHONY: help venv demo test lint bench docs clean
+.PHONY: help venv demo test lint bench calibrations docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -26,6 +28,13 @@ lint: .venv/.dev  ## ruff and mypy
 
 bench: .venv/.dev  ## run every benchmark, rewrite benchmarks/RESULTS.md
 	@$(BIN)/python benchmarks/run_all.py
+
+calibrations: .venv/.dev  ## fit the calibrations that ship, from Vidur's profiles in $(PROFILING)
+	@for device in a100 h100 a40; do \
+	  node=$$(echo $$device | sed 's/a40/a40_pairwise_nvlink/; s/00$$/00_dgx/'); \
+	  $(BIN)/trimtab calibrate $(PROFILING)/compute/$$device $(PROFILING)/network/$$node \
+	    --out src/trimtab/data/calibrations/$$device.json --source $(PROFILING_SOURCE) || exit 1; \
+	done
 
 docs: .venv/.docs  ## regenerate the reference, build the site into site/
 	@$(BIN)/python docs/generate.py

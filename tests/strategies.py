@@ -6,7 +6,7 @@ fits every replica: what does not fit is invalid input and belongs in tests of i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracle.faults import OracleClass, OracleConditions, OracleFault
 from oracle.parts import OracleReplica, request_table, requests_of
+from oracle.scaling import OracleScaler
 from oracle.schedulers import SCHEDULERS, blocks_for
 
 from trimtab.engine.dtypes import NONE
 from trimtab.exectime.tables import ExecTables
+from trimtab.scenario import Speculation
 from trimtab.workload import Traffic
 
 ROUTERS = ("replay", "random", "round_robin", "least_outstanding", "vidur_lor")
@@ -176,9 +178,10 @@ def clusters(
     routers: tuple[str, ...] = ROUTERS,
     turns: bool = True,
     most_stages: int = 3,
+    counts: tuple[int, ...] = (1, 1, 1, 2, 3, 4),
 ) -> Cluster:
-    """One to four replicas, alike or (more often) each of its own kind, and a dozen requests."""
-    num_replicas = draw(st.sampled_from([1, 1, 1, 2, 3, 4]))
+    """A few replicas, alike or (more often) each of its own kind, and a dozen requests."""
+    num_replicas = draw(st.sampled_from(counts))
     requests = draw(request_tables(num_replicas, turns))
     longest = int((requests["prefill_tokens"] + requests["decode_tokens"]).max())
     one = oracle_replicas(longest, schedulers, most_stages)
@@ -253,6 +256,46 @@ def troubled(
     return cluster, drawn
 
 
+@st.composite
+def scalers(draw: st.DrawFn, num_replicas: int) -> list[OracleScaler]:
+    """One scaler of all replicas, or two that share them, or of some of them."""
+    cut = draw(st.integers(0, num_replicas))
+    spans = [(0, cut), (cut, num_replicas)] if draw(st.booleans()) else [(0, num_replicas)]
+    drawn = []
+    for first, last in spans:
+        if first == last or (len(spans) > 1 and draw(st.integers(0, 3)) == 0):
+            continue
+        least = draw(st.integers(0, last - first))
+        metric = draw(st.sampled_from(["queue", "outstanding", "kv", "slo"]))
+        shares = metric in ("kv", "slo")
+        drawn.append(
+            OracleScaler(
+                first,
+                last,
+                start=draw(st.integers(least, last - first)),
+                least=least,
+                metric=metric,
+                target=draw(st.sampled_from([0.05, 0.3, 0.9] if shares else [0.5, 1.0, 3.0])),
+                interval=draw(st.sampled_from([0.25, 1.0, 3.7])),
+                provision=draw(st.sampled_from([0.0, 0.5, 1.0, 6.3])),
+                window=draw(st.sampled_from([0.5, 2.0, 100.0])),
+                keep=draw(st.sampled_from([1, 2, 5])),
+            )
+        )
+    return drawn
+
+
+@st.composite
+def scaled(
+    draw: st.DrawFn, peaceful: st.SearchStrategy[Cluster] | None = None
+) -> tuple[Cluster, OracleConditions, list[OracleScaler]]:
+    """A cluster, what befalls it, and what scales it."""
+    cluster, drawn = draw(troubled(peaceful=peaceful))
+    bound = draw(st.sampled_from([0.3, 1.0, 4.0]))
+    drawn = replace(drawn, classes=[replace(one, bound=bound) for one in drawn.classes])
+    return cluster, drawn, draw(scalers(len(cluster.replicas)))
+
+
 # --- what prompts share -------------------------------------------------------------------------
 
 
@@ -311,9 +354,14 @@ def traffics(draw: st.DrawFn, num_replicas: int, most: int = 16) -> Traffic:
 
 
 @st.composite
-def sharing_clusters(draw: st.DrawFn, prefix_caching: str = "nodes", most_stages: int = 3) -> Cluster:
-    """One or two vllm_v1 replicas with prefix caches, memory between tight and ample."""
-    num_replicas = draw(st.sampled_from([1, 1, 2]))
+def sharing_clusters(
+    draw: st.DrawFn,
+    prefix_caching: str = "nodes",
+    most_stages: int = 3,
+    counts: tuple[int, ...] = (1, 1, 2),
+) -> Cluster:
+    """A few vllm_v1 replicas with prefix caches, memory between tight and ample."""
+    num_replicas = draw(st.sampled_from(counts))
     traffic = draw(traffics(num_replicas))
     requests = traffic.requests
     longest = int((requests["prefill_tokens"] + requests["decode_tokens"]).max())
@@ -324,3 +372,48 @@ def sharing_clusters(draw: st.DrawFn, prefix_caching: str = "nodes", most_stages
         replica.prefix_caching = prefix_caching
         replicas.append(replica)
     return Cluster(requests, replicas, draw(st.sampled_from(ROUTERS)), traffic)
+
+
+@st.composite
+def speculating_clusters(draw: st.DrawFn) -> Cluster:
+    """vllm_v1 replicas of one stage, most of which speculate, with and without prefix caches."""
+    cluster = draw(clusters(("vllm_v1",), most_stages=1) | sharing_clusters(most_stages=1))
+    for replica in cluster.replicas:
+        if draw(st.integers(0, 3)) == 0:
+            continue
+        replica.speculation = Speculation(
+            tokens=draw(st.integers(1, 7)),
+            acceptance=draw(st.sampled_from([0.0, 0.4, 0.8, 0.97])),
+        )
+        replica.token_budget += replica.speculation.tokens
+    return cluster
+
+
+# --- prefill here, decode there -----------------------------------------------------------------
+
+
+@st.composite
+def split_clusters(draw: st.DrawFn, harm: bool = True) -> tuple[Cluster, OracleConditions]:
+    """Replicas that prefill, then some that do both, then some that decode; faults, unless no ``harm``."""
+    if draw(st.booleans()):
+        cluster = draw(sharing_clusters(most_stages=1, counts=(1, 2, 3)))
+    else:
+        cluster = draw(clusters(schedulers=("vllm_v1",), most_stages=1, counts=(2, 2, 3, 4)))
+    count = len(cluster.replicas)
+    drawn = draw(conditions(count, draw(st.sampled_from([5.0, 20.0])), pools=False))
+    prefill = (0, draw(st.integers(1, count)))
+    decode = (draw(st.integers(0, min(prefill[1], count - 1))), count)
+    routers = [router for router in ROUTERS if router != "replay" or prefill == decode]
+    patience = drawn.classes if harm else [OracleClass()]
+    split = replace(
+        drawn if harm else OracleConditions(),
+        classes=[replace(one, replicas=prefill, decodes=decode) for one in patience],
+        link_latency=draw(st.sampled_from([0.0, 0.0, 0.1, 3.0])),
+        decode_router=draw(st.sampled_from(routers)),
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    for index, one in enumerate(cluster.replicas):
+        cluster.replicas[index] = replace(one, send_s=float(rng.choice([0.0, 0.001, 0.05, 0.5])))
+    cluster.requests["klass"] = rng.integers(len(split.classes), size=len(cluster.requests))
+    cluster.requests["replica"] %= prefill[1]
+    return cluster, split

@@ -66,7 +66,7 @@ def test_short_forms() -> None:
         ({"qps": 4}, "Did you mean 'workload.arrivals.qps'?"),
         ({"workload": {"prefill": 4}}, "Did you mean 'workload.lengths.prefill'?"),
         ({"replicas": [{"tp": "two"}]}, "replicas.0.tp: must be a valid integer, got 'two'"),
-        ({"replicas": [{}, {"tpp": 2}]}, "unknown key 'replicas.1.tpp'; allowed there: count,"),
+        ({"replicas": [{}, {"tpp": 2}]}, "unknown key 'replicas.1.tpp'; allowed there: autoscale, count,"),
         ({"replicas": []}, "replicas: must have at least 1 item"),
         ({"replicas": 5}, "replicas: must be a valid list, got 5"),
         (
@@ -91,7 +91,7 @@ def test_mistakes_say_where_what_and_what_else(data: dict[str, Any], said: str) 
 
 def test_unknown_name() -> None:
     said = message("azure-con")
-    assert "allowed: arxiv-summarization, azure-code, azure-conv" in said
+    assert "allowed: arxiv-summarization, autoscaled, azure-code, azure-conv" in said
     assert "Did you mean 'azure-conv'?" in said
 
 

@@ -1,4 +1,4 @@
-"""From a scenario's faults, admission and classes to what the engine acts on."""
+"""From a scenario's faults, admission, classes and autoscaling to what the engine acts on."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.engine.dtypes import CLASS, FAULT, NONE, Fault
+from trimtab.engine.dtypes import CLASS, FAULT, NONE, SCALER, Fault, ScaleBy
 from trimtab.engine.state import Conditions
 from trimtab.errors import TrimtabError
 from trimtab.pools import pool_of_classes
-from trimtab.scenario import FaultEvent, RequestClass, Scenario
+from trimtab.scenario import Autoscale, FaultEvent, ReplicaGroup, RequestClass, Scenario
 
 CLASS_STREAM, FAULT_STREAM = 100, 101  # of the scenario's seed; the workload's own are the first few
+MOST_ADVICE = 100_000  # recommendations that a scaler can keep
 MOST_CRASHES = 1000  # of one replica by mtbf_s, beyond what twice the arrivals' time needs
 
 
@@ -74,9 +75,11 @@ def build_conditions(scenario: Scenario, requests: NDArray[Any]) -> Conditions:
             one.ttft_timeout_s or admission.ttft_timeout_s or math.inf,
             one.shed_at * (admission.max_outstanding_per_replica or math.inf),
             pool,
+            ((one.slo or scenario.slo).ttft_ms or math.inf) / 1e3,
         )
         for one, pool in zip(classes, pool_of_classes(scenario), strict=True)
     ]
+    scalers, starts = _scalers(scenario)
     return Conditions(
         faults=np.array(events, FAULT),
         classes=np.array(limits, CLASS),
@@ -87,7 +90,55 @@ def build_conditions(scenario: Scenario, requests: NDArray[Any]) -> Conditions:
         breaker_open=faults.breaker_open_s,
         rate=admission.rate_qps or math.inf,
         burst=admission.burst,
+        scalers=scalers,
+        starts=starts,
+        link_latency=scenario.disaggregation.latency_ms / 1e3 if scenario.disaggregation else 0.0,
     )
+
+
+def _scalers(scenario: Scenario) -> tuple[NDArray[Any], tuple[int, ...]]:
+    """(S,) SCALER, one per group with ``autoscale``, and the replicas that each starts with."""
+    rows, starts = [], []
+    first = 0
+    for index, group in enumerate(scenario.replicas):
+        if group.autoscale:
+            config = _checked_autoscale(scenario, group, group.autoscale, f"replicas.{index}")
+            row = np.zeros((), SCALER)
+            row["first"], row["last"], row["least"] = first, first + group.slots, config.min
+            row["metric"], row["target"] = int(ScaleBy[config.metric.upper()]), config.target
+            row["interval"], row["provision"] = config.interval_s, config.provision_s
+            row["window"] = config.window_s
+            row["keep"] = int(config.scale_down_delay_s / config.interval_s + 1e-9) + 1
+            rows.append(row)
+            starts.append(group.count)
+        first += group.slots
+    return np.array(rows, SCALER), tuple(starts)
+
+
+def _checked_autoscale(scenario: Scenario, group: ReplicaGroup, config: Autoscale, where: str) -> Autoscale:
+    if config.min > config.max:
+        raise TrimtabError(f"{where}.autoscale: min {config.min} is more than max {config.max}")
+    if not config.min <= group.count <= config.max:
+        raise TrimtabError(
+            f"{where}: count {group.count} is where autoscale starts; allowed: its min {config.min} to its "
+            f"max {config.max}"
+        )
+    if config.metric in ("kv", "slo") and config.target >= 1:
+        raise TrimtabError(
+            f"{where}.autoscale: target {config.target:g} of metric {config.metric} is a share; "
+            f"allowed: above 0, below 1"
+        )
+    slos = [one.slo or scenario.slo for one in scenario.classes] or [scenario.slo]
+    if config.metric == "slo" and all(slo.ttft_ms is None for slo in slos):
+        raise TrimtabError(
+            f"{where}.autoscale: metric slo needs slo.ttft_ms, the time in which first tokens should come"
+        )
+    if config.scale_down_delay_s > MOST_ADVICE * config.interval_s:
+        raise TrimtabError(
+            f"{where}.autoscale: scale_down_delay_s must be at most {MOST_ADVICE:,} times "
+            f"interval_s = {config.interval_s:g}, got {config.scale_down_delay_s:g}"
+        )
+    return config
 
 
 def _checked(event: FaultEvent, index: int, num_replicas: int) -> tuple[float, int, int, float]:

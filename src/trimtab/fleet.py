@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from trimtab.cluster import Fleet
 from trimtab.errors import TrimtabError
 from trimtab.exectime import build_tables, tokens_per_second
+from trimtab.exectime.tables import ExecTables
 from trimtab.hardware import (
     Device,
     Model,
+    Node,
     attention_flops_per_pair,
     get_device,
     get_model,
@@ -48,8 +50,12 @@ def build_fleets(scenario: Scenario, requests: NDArray[np.void]) -> tuple[list[F
         classes = [klass for klass, groups in enumerate(eligible) if index in groups]
         longest = int(tokens[np.isin(requests["klass"], classes)].max(initial=1))
         pairs.append(_build(group, longest))
-    rates = [tokens_per_second(fleet.tables, fleet.stages) for fleet, _ in pairs]
+    rates = [tokens_per_second(fleet.tables, fleet.stages, fleet.speculation) for fleet, _ in pairs]
     fleets = [replace(fleet, speed=rate / max(rates)) for (fleet, _), rate in zip(pairs, rates, strict=True)]
+    if scenario.disaggregation is not None:
+        bandwidth = 1e9 * scenario.disaggregation.bandwidth_gb_s
+        sizes = [get_model(group.model).kv_bytes_per_token() for group in scenario.replicas]
+        fleets = [replace(fleet, send_s=size / bandwidth) for fleet, size in zip(fleets, sizes, strict=True)]
     return fleets, [facts for _, facts in pairs]
 
 
@@ -74,12 +80,13 @@ def _build(group: ReplicaGroup, longest: int) -> tuple[Fleet, Group]:
     max_chunk = (
         min(max(token_budget, longest), LARGEST_CHUNK) if info.reserves else min(token_budget, LARGEST_CHUNK)
     )
+    tables = _tables(group, model, device, node, max_seqs, max_chunk, longest)
     watermark = info.watermark if config.watermark is None else config.watermark
     fleet = Fleet(
         name=name,
         scheduler=info.kind,
-        tables=build_tables(group, model, device, node, max_seqs, max_chunk, longest),
-        count=group.count,
+        tables=tables,
+        count=group.slots,
         num_blocks=num_blocks,
         max_seqs=max_seqs,
         token_budget=token_budget,
@@ -90,8 +97,28 @@ def _build(group: ReplicaGroup, longest: int) -> tuple[Fleet, Group]:
         max_waiting_iters=config.max_waiting_iters,
         priority=config.policy == "priority",
         prefix_caching=config.prefix_caching,
+        role=group.role,
+        speculation=group.speculation,
     )
     return fleet, _facts(group, fleet, model, device, info)
+
+
+def _tables(
+    group: ReplicaGroup,
+    model: Model,
+    device: Device,
+    node: Node,
+    max_seqs: int,
+    max_chunk: int,
+    longest: int,
+) -> ExecTables:
+    """With speculation decodes are drafted, and logits needed for every draft."""
+    if group.speculation is None:
+        return build_tables(group, model, device, node, max_seqs, max_chunk, longest)
+    rows = min(max_seqs * (1 + group.speculation.tokens), max(max_seqs, max_chunk))
+    tables = build_tables(group, model, device, node, rows, max_chunk, longest)
+    tables = replace(tables, decode_s=tables.decode_s[: max_seqs + 1])
+    return tables.with_drafting(group.speculation.tokens * group.speculation.draft_cost)
 
 
 def _planned_blocks(group: ReplicaGroup, model: Model, device: Device, block_size: int, longest: int) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.engine.dtypes import SCALING
 from trimtab.errors import TrimtabError
 from trimtab.scenario import Scenario
 
@@ -29,6 +30,8 @@ REQUEST_COLUMNS = (
     "finished",
     "execution",
     "hit_tokens",
+    "prefill_replica",
+    "transfer",
 )
 
 
@@ -55,7 +58,8 @@ class Result:
     """One run. Arrays have the dtypes of ``trimtab.engine.dtypes``.
 
     requests (N,) REQUEST; replicas (R,) REPLICA; iterations (up to the recording limit,) ITERATION;
-    sample_times (S,) s; samples (S, R) SAMPLE; itl_counts (ITL_BINS,) output tokens per ITL bin.
+    sample_times (S,) s; samples (S, R) SAMPLE; itl_counts (ITL_BINS,) output tokens per ITL bin; scalings
+    (changes of power up to the recording limit,) SCALING.
     """
 
     scenario: Scenario
@@ -68,6 +72,12 @@ class Result:
     samples: NDArray[Any]
     itl_counts: NDArray[np.int64]
     cpu_seconds: float
+    scalings: NDArray[Any] = field(default_factory=lambda: np.zeros(0, SCALING))
+
+    @property
+    def autoscaled(self) -> bool:
+        """Whether any group comes and goes."""
+        return any(group.autoscale for group in self.scenario.replicas)
 
     def summary(self) -> dict[str, float]:
         """Every figure of the run by key (docs/reference/metrics.md); NaN where there is none."""

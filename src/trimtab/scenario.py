@@ -43,7 +43,9 @@ from trimtab.scenario_workload import (
 __all__ = [
     "Admission",
     "Arrivals",
+    "Autoscale",
     "BurstArrivals",
+    "Disaggregation",
     "DiurnalArrivals",
     "EmpiricalLengths",
     "ExecTimeConfig",
@@ -63,6 +65,7 @@ __all__ = [
     "Sessions",
     "SignalsConfig",
     "Slo",
+    "Speculation",
     "StaticArrivals",
     "StepArrivals",
     "Trace",
@@ -83,6 +86,7 @@ FILE_KEYS = (  # values that may name a file
     ("replicas", "exectime", "path"),
     ("replicas", "model"),
     ("router", "policy"),
+    ("replicas", "device"),
 )
 
 
@@ -114,34 +118,77 @@ class SchedulerConfig(Section):
 class ExecTimeConfig(Section):
     """Where iteration times come from.
 
-    ``roofline`` needs nothing; ``forest`` fits Vidur's random forests to profile CSVs under
-    ``path`` (its ``data/profiling`` layout); ``tables`` reads per-operator look-up tables
-    ``<path>__<op>.csv[.gz]``. ``max_tokens`` is the context that tables span (by default the longest
-    request's); ``cpu_overhead_ms`` is added to every iteration.
+    ``roofline`` needs nothing: it takes the calibration that ships for the device, or the one at ``path``;
+    ``forest`` fits Vidur's random forests to profile CSVs under ``path`` (its ``data/profiling`` layout);
+    ``tables`` reads per-operator look-up tables ``<path>__<op>.csv[.gz]``. ``max_tokens`` is the context
+    that tables span (by default the longest request's); ``cpu_overhead_ms`` is added to every iteration;
+    ``eager``: without CUDA graphs (roofline).
     """
 
     kind: Literal["roofline", "forest", "tables"] = "roofline"
     path: str | None = None
     max_tokens: Count | None = None
     cpu_overhead_ms: NonNegative = 0.0
+    eager: bool = False
     seed: int = 0
     trees: Count = 250
     max_depth: Count = 16
 
 
+class Autoscale(Section):
+    """Keeps ``min`` to ``max`` replicas, as many as bring ``metric`` to its ``target``: requests waiting
+    (``queue``) or waiting and running (``outstanding``) per replica, the share of KV blocks in use (``kv``),
+    or the share of first tokens of the last ``window_s`` within slo.ttft_ms (``slo``).
+
+    It looks every ``interval_s``; what it orders serves ``provision_s`` later; it sends replicas away when
+    that has been right for ``scale_down_delay_s``.
+    """
+
+    min: Annotated[int, Field(ge=0)] = 1
+    max: Count
+    metric: Literal["queue", "outstanding", "kv", "slo"] = "queue"
+    target: Positive
+    interval_s: Positive = 15.0
+    provision_s: NonNegative = 120.0
+    scale_down_delay_s: NonNegative = 300.0
+    window_s: Positive = 60.0
+
+
+class Speculation(Section):
+    """Speculative decoding, for scheduler vllm_v1 and pp 1: each decode step drafts ``tokens`` and verifies
+    them at once.
+
+    ``acceptance`` is the probability that a draft is accepted, those before it being so; ``draft_cost`` the
+    time of drafting one token over that of a plain decode iteration of the same requests (0 for n-gram
+    lookup, about 0.05 to 0.1 for EAGLE-like heads, 0.1 to 0.3 for a small draft model).
+    """
+
+    tokens: Annotated[int, Field(ge=1, le=100)]
+    acceptance: Annotated[float, Field(ge=0, lt=1)]
+    draft_cost: NonNegative = 0.0
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Mean of what a decode step yields: (1 - a^(k+1)) / (1 - a) (Leviathan et al. 2023, eq. 1)."""
+        return float((1.0 - self.acceptance ** (self.tokens + 1)) / (1.0 - self.acceptance))
+
+
 class ReplicaGroup(Section):
-    """``count`` identical replicas of one model on one kind of device.
+    """``count`` identical replicas of one model on one kind of device; with ``autoscale``, at the start.
 
     ``model`` is a name or the path of a Hugging Face config.json. ``tp`` devices share every layer, ``pp``
     stages share the layers; ``ep`` = tp puts whole experts on each of these devices instead of slices, the
     busiest with ``moe_imbalance`` times the mean tokens. ``node`` is the kind of server (by default the
-    device's usual one); ``memory_margin`` is the share of device memory left alone.
+    device's usual one); ``memory_margin`` is the share of device memory left alone. With ``role`` prefill or
+    decode it does only that, and the scenario needs ``disaggregation``; groups of one model are listed
+    prefill, both, decode.
     """
 
     model: str = "llama-3-8b"
     device: str = "a100-80"
     node: str | None = None
     count: Count = 1
+    role: Literal["both", "prefill", "decode"] = "both"
     tp: Count = 1
     pp: Count = 1
     ep: Count = 1
@@ -149,7 +196,27 @@ class ReplicaGroup(Section):
     memory_margin: Annotated[float, Field(ge=0, lt=1)] = 0.1
     scheduler: SchedulerConfig = SchedulerConfig()
     exectime: ExecTimeConfig = ExecTimeConfig()
+    speculation: Speculation | None = None
     name: str | None = None
+    autoscale: Autoscale | None = None
+
+    @property
+    def slots(self) -> int:
+        """Replicas that there can be at once."""
+        return self.autoscale.max if self.autoscale else self.count
+
+
+class Disaggregation(Section):
+    """Prefill here, decode there, for models with groups whose ``role`` is prefill or decode.
+
+    When a request's first token is out, ``decode_router`` chooses among the replicas that decode; its KV
+    goes there in ``latency_ms`` plus its size / ``bandwidth_gb_s`` (gigabytes per second of a replica's
+    link, each way; 25 is 200 Gb/s). A replica sends one at a time and receives one at a time.
+    """
+
+    bandwidth_gb_s: Positive = 25.0
+    latency_ms: NonNegative = 1.0
+    decode_router: str = "least-outstanding"
 
 
 class RouterConfig(Section):
@@ -269,6 +336,7 @@ class Scenario(Section):
     workload: Workload = Workload()
     replicas: Annotated[list[ReplicaGroup], Field(min_length=1)] = Field(default=[ReplicaGroup()])
     router: RouterConfig = RouterConfig()
+    disaggregation: Disaggregation | None = None
     signals: SignalsConfig = SignalsConfig()
     slo: Slo = Slo()
     faults: Faults = Faults()
@@ -290,7 +358,8 @@ class Scenario(Section):
 
     @property
     def num_replicas(self) -> int:
-        return sum(group.count for group in self.replicas)
+        """Replicas that there can be at once, as they are numbered."""
+        return sum(group.slots for group in self.replicas)
 
     def digest(self) -> str:
         """Twelve hex digits that change when anything that affects the run changes."""
@@ -370,7 +439,7 @@ def _find_files(data: Any, keys: tuple[str, ...], folder: Path) -> None:
         value = entry.get(keys[0]) if isinstance(entry, dict) else None
         if len(keys) > 1 and value is not None:
             _find_files(value, keys[1:], folder)
-        elif isinstance(value, str) and (keys[0] == "path" or value.endswith(".json")):
+        elif isinstance(value, str) and (keys[0] == "path" or value.endswith((".json", ".yaml"))):
             for candidate in (folder / value, Path(value)):
                 # Look-up tables are named by the beginning that their files share.
                 if candidate.exists() or any(candidate.parent.glob(f"{candidate.name}__*.csv*")):

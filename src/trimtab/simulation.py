@@ -17,7 +17,7 @@ from trimtab.conditions import assign_classes, build_conditions
 from trimtab.engine.state import BRAINLESS, Brain, State
 from trimtab.errors import TrimtabError
 from trimtab.fleet import build_fleets
-from trimtab.pools import build_pools, pool_of_classes
+from trimtab.pools import build_pools, decode_router, pool_of_classes
 from trimtab.result import Group, Result
 from trimtab.routers import Router, get_router
 from trimtab.routers.learned import make_brain
@@ -117,7 +117,9 @@ def start(
         tuple(config.weights) if config.weights else None,
         build_conditions(scenario, traffic.requests),
         build_pools(scenario),
-        brain or BRAINLESS,
+        decode_router(scenario).kind if scenario.disaggregation else Router.LEAST_OUTSTANDING,
+        seed=scenario.seed,
+        brain=brain or BRAINLESS,
     )
 
 
@@ -131,6 +133,7 @@ def collect(
     """Everything worth keeping of a state that has run."""
     recorded = min(int(state.control["iterations"][0]), len(state.iterations))
     samples = int(state.control["samples"][0])
+    changes = min(int(state.control["scalings"][0]), len(state.scalings))
     provenance = _provenance(scenario)
     provenance["iterations"] = int(state.control["iterations"][0])
     if callable(router):
@@ -146,6 +149,7 @@ def collect(
         samples=state.samples[:samples],
         itl_counts=state.itl,
         cpu_seconds=cpu_seconds,
+        scalings=state.scalings[:changes],
     )
 
 
@@ -190,9 +194,10 @@ def _with_assignment(requests: NDArray[Any], scenario: Scenario) -> NDArray[Any]
     foreign = (pools["first"] > given) | (pools["last"] <= np.array(given))
     if foreign.any():
         request = int(foreign.argmax())
+        why = "does not prefill its model" if scenario.disaggregation else "serves another model"
         raise TrimtabError(
-            f"router.assignment sends request {request} to replica {given[request]}, which serves another "
-            f"model; allowed: {pools['first'][request]} to {pools['last'][request] - 1}"
+            f"router.assignment sends request {request} to replica {given[request]}, which {why}; "
+            f"allowed: {pools['first'][request]} to {pools['last'][request] - 1}"
         )
     requests = requests.copy()
     requests["replica"] = given

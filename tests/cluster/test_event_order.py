@@ -1,8 +1,8 @@
 """The order of simultaneous events, which is a decision (see ``trimtab.cluster.loop``):
 
 batch ends, lower replica first; then faults, breakers, clients that give up (see ``test_faults``); then
-arrivals, lower request first; then replicas form their
-batches, lower first; then load samples. Iterations here take 1 s, so that times coincide exactly.
+autoscaling and what it ordered (see ``test_scaling``); then arrivals, lower request first; then replicas form
+their batches, lower first; then load samples. Iterations here take 1 s, so that times coincide exactly.
 """
 
 from __future__ import annotations
@@ -62,10 +62,13 @@ def batches(state: State) -> list[tuple[int, float, int, int]]:
 def test_kinds_are_ranked() -> None:
     assert [event.name for event in sorted(Event)] == [
         "BATCH_END",
+        "HANDOVER",
         "FAULT",
         "BREAKER",
         "TIMEOUT",
         "FIRST_TOKEN_TIMEOUT",
+        "SCALE",
+        "PROVISIONED",
         "ARRIVAL",
         "FORM",
     ]

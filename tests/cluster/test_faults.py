@@ -39,9 +39,9 @@ EXAMPLES = 100
 relaxed = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def assert_equal(cluster: Cluster, conditions: OracleConditions) -> State:
+def assert_equal(cluster: Cluster, conditions: OracleConditions, oracle: Any = simulate_faults) -> State:
     requests, traffic = cluster.requests, cluster.traffic
-    expected, iterations = simulate_faults(requests, cluster.replicas, cluster.router, conditions, traffic)
+    expected, iterations = oracle(requests, cluster.replicas, cluster.router, conditions, traffic)
     state = run_engine(requests, cluster.replicas, cluster.router, traffic, conditions)
     table = state.requests
     assert [ENDS[Status(status)] for status in table["status"]] == [request.end for request in expected]

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 from oracle import OracleConditions
 from oracle.schedulers import SCHEDULERS
-from strategies import Cluster, clusters, sharing_clusters, troubled
+from strategies import Cluster, clusters, sharing_clusters, speculating_clusters, troubled
 
 from trimtab.engine.dtypes import ITERATION, REPLICA, REQUEST, SAMPLE
 from trimtab.engine.jit import DEBUG
@@ -28,7 +28,7 @@ EXAMPLES = 20  # clusters per scheduler
 
 
 def fixed_clusters() -> list[Cluster]:
-    """The same for ever: ``EXAMPLES`` for each scheduler, of mixed replicas, and with prefix caches."""
+    """The same for ever: ``EXAMPLES`` for each scheduler, of mixed ones, with prefix caches, speculating."""
     found: list[Cluster] = []
 
     def collect(strategy: SearchStrategy[Cluster]) -> None:
@@ -50,6 +50,7 @@ def fixed_clusters() -> list[Cluster]:
         collect(clusters(schedulers=(scheduler,)))
     collect(clusters())
     collect(sharing_clusters())
+    collect(speculating_clusters())
     return found
 
 
@@ -64,7 +65,7 @@ def fixed_troubles() -> list[tuple[Cluster, OracleConditions]]:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(troubled() | troubled(peaceful=sharing_clusters()))
+    @given(troubled() | troubled(peaceful=sharing_clusters()) | troubled(peaceful=speculating_clusters()))
     def draw(drawn: tuple[Cluster, OracleConditions]) -> None:
         found.append(drawn)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trimtab.errors import TrimtabError
 from trimtab.exectime import ExecTables, build_tables, moe_layer_seconds
 from trimtab.exectime.experts import ExpertParallel, expert_operators
-from trimtab.exectime.kernels import Array, Kernels, get_efficiency
+from trimtab.exectime.kernels import Array, Kernels, get_efficiency, kernels_for
 from trimtab.exectime.roofline import token_operators
 from trimtab.fleet import build_fleets
 from trimtab.hardware import (
@@ -32,7 +32,7 @@ def layer(
     model: str, ranks: int, imbalance: float, tokens: list[float], device: str = "h200"
 ) -> dict[str, Array]:
     found, mixture = get_device(device), get_model(model)
-    kernels = Kernels(found, default_node(found), get_efficiency(found.efficiency), mixture.dtype_bytes)
+    kernels = kernels_for(found, default_node(found), mixture.dtype_bytes)
     return expert_operators(kernels, mixture, np.array(tokens), ranks, ExpertParallel(ranks, imbalance))
 
 
@@ -119,9 +119,9 @@ def test_one_rank_is_a_sliced_model() -> None:
 
 def test_tokens_travel_over_the_link() -> None:
     """By hand: 8 ranks, 4,096 tokens x 8 copies x 2,048 values x 2 bytes / 8 ranks, 7/8 of it leaves."""
-    device = get_device("h200")
+    device = get_device("b200")  # not calibrated
     kernels = Kernels(device, default_node(device), get_efficiency(device.efficiency))
-    times = layer("qwen3-30b-a3b", 8, 1.0, [4096.0])
+    times = layer("qwen3-30b-a3b", 8, 1.0, [4096.0], "b200")
     leaves = 4096 * 8 * 2048 * 2 / 8 * 7 / 8
     rate = device.link_gb_s / 2 * 1e9 * kernels.efficiency.link
     expected = 2 * (leaves / rate + kernels.efficiency.collective_us * 1e-6)

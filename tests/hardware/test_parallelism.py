@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from trimtab.errors import TrimtabError
@@ -106,3 +108,27 @@ def test_refusals_say_why() -> None:
         assert message in str(error.value)
         assert "\n" not in str(error.value)
     validate_parallelism(llama, 8, 2, dgx)  # two whole nodes
+
+
+def test_a_device_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "new.yaml"
+    path.write_text(
+        "memory_gib: 96\ntflops: 500\nhbm_tb_s: 2.4\nlink_gb_s: 400\nunits: 100\nefficiency: h100\n"
+    )
+    device = get_device(str(path))
+    assert (device.name, device.memory_gib, device.price) == ("new", 96, 0.0)
+    node = default_node(device)
+    assert (node.device, node.devices, node.link_group, node.cross_gb_s) == ("new", 8, 8, 400)
+    assert node_for(device, None) == node
+    for text, message in (
+        ("tflops: 3\n", "missing memory_gib, hbm_tb_s, link_gb_s, units, efficiency"),
+        (path.read_text().replace("96", "-1"), "memory_gib must be a positive number, got -1"),
+        (path.read_text().replace("tflops", "teraflops"), "unknown device key in .*'teraflops'"),
+        ("- 1\n", "must hold a mapping"),
+    ):
+        bad = tmp_path / "bad.yaml"
+        bad.write_text(text)
+        with pytest.raises(TrimtabError, match=message):
+            get_device(str(bad))
+    with pytest.raises(TrimtabError, match="cannot read device"):
+        get_device(str(tmp_path / "none.yaml"))

@@ -17,6 +17,9 @@ from oracle.loop import (
     FAULT,
     FIRST_TOKEN_TIMEOUT,
     FORM,
+    HANDOVER,
+    PROVISIONED,
+    SCALE,
     STAGE_END,
     TIMEOUT,
     Cluster,
@@ -43,12 +46,15 @@ class OracleFault:
 @dataclass(frozen=True)
 class OracleClass:
     """Seconds from arrival to the first and to the last token; outstanding requests per replica;
-    ``replicas`` (first, one past the last) that may serve it, or None: all."""
+    ``replicas`` (first, one past the last) that may serve it, or None: all; seconds to the first token that
+    its SLO allows; ``decodes``: those among which it goes on when it is prefilled, or None: where it is."""
 
     timeout: float = math.inf
     ttft_timeout: float = math.inf
     limit: float = math.inf
     replicas: tuple[int, int] | None = None
+    bound: float = math.inf
+    decodes: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class OracleConditions:
     breaker_open: float = 10.0
     rate: float = math.inf
     burst: float = 1.0
+    link_latency: float = 0.0
+    decode_router: str = "least_outstanding"
 
 
 class Health:
@@ -103,7 +111,7 @@ class FaultyCluster(Cluster):
         now = 0.0
         while not all(request.end for request in self.requests):
             if not self.events:
-                held, self.held = self.held, []
+                held = self.stranded(now)
                 assert held, "requests were lost"
                 for request in held:
                     self.close(now, request, "failed")
@@ -116,13 +124,32 @@ class FaultyCluster(Cluster):
                 self.form_batches(now, self.replicas[index])
             elif kind == STAGE_END:
                 self.leave_stage(now, self.replicas[index], -minus_stage)
+            elif kind == HANDOVER:
+                self.go_further(now, self.requests[index])
             elif kind == FAULT:
                 self.befall(now, self.conditions.faults[index])
             elif kind == BREAKER:
                 self.health[index].breaker_open = False
                 self.admit_held(now)
+            elif kind in (PROVISIONED, SCALE):
+                self.autoscale(now, kind, index)
             elif kind == TIMEOUT or math.isnan(self.requests[index].first_token):
                 self.give_up(now, self.requests[index])
+            self.after_event(now)
+
+    def autoscale(self, now: float, kind: int, index: int) -> None:
+        raise AssertionError("nothing scales here: see oracle.scaling")
+
+    def after_event(self, now: float) -> None:
+        """For ``oracle.scaling``."""
+
+    def stranded(self, now: float) -> list[Request]:
+        """Nothing will ever happen again: who waits for a replica waits in vain."""
+        held, self.held = self.held, []
+        return held
+
+    def go_further(self, now: float, request: Request) -> None:
+        raise NotImplementedError("oracle.disaggregation does this")
 
     def push(self, at: float, kind: int, index: int) -> None:
         heapq.heappush(self.events, (at, kind, index, 0))
@@ -166,10 +193,8 @@ class FaultyCluster(Cluster):
 
     def admitted(self, now: float, request: Request) -> bool:
         limit = self.conditions.classes[request.klass].limit
-        pool = self.pool(request)
-        outstanding = sum(self.replicas[index].outstanding for index in pool)
-        outstanding += sum(self.pool(other) == pool for other in self.held)
-        if outstanding >= limit * max(1, len(self.accepting(request))):
+        outstanding, accepting = self.load(request)
+        if outstanding >= limit * max(1, accepting):
             return False
         if math.isinf(self.conditions.rate):
             return True
@@ -180,6 +205,13 @@ class FaultyCluster(Cluster):
             return False
         self.bucket -= 1.0
         return True
+
+    def load(self, request: Request) -> tuple[int, int]:
+        """Outstanding requests where it may go, those that wait to go there included; who accepts."""
+        pool = self.pool(request)
+        outstanding = sum(self.replicas[index].outstanding for index in pool)
+        outstanding += sum(self.pool(other) == pool for other in self.held)
+        return outstanding, len(self.accepting(request))
 
     def admit_held(self, now: float) -> None:
         """As soon as a replica accepts, the requests that waited for one come again."""

@@ -2,9 +2,11 @@
 
 Order of events at the same instant, by decision (they do not coincide in the reference cases):
     1. batches that leave a stage: lower replica first, then the later stage;
-    2. what comes from outside: faults, breakers, clients that give up (see ``oracle.faults``);
-    3. arrivals and retries: lower request index first;
-    4. replicas form their batches: lower replica first.
+    2. KV that has come to who decodes: lower request index first (see ``oracle.disaggregation``);
+    3. what comes from outside: faults, breakers, clients that give up (see ``oracle.faults``), autoscaling,
+       replicas that it ordered (see ``oracle.scaling``);
+    4. arrivals and retries: lower request index first;
+    5. replicas form their batches: lower replica first.
 So a batch is formed from all that has ended and arrived by then, as in Vidur.
 """
 
@@ -14,11 +16,22 @@ import heapq
 import math
 from typing import Any
 
-from oracle.parts import Batch, Iteration, OracleReplica, Request, requests_of
+from oracle.parts import Batch, Iteration, OracleReplica, Request, drafts_accepted, requests_of
 from oracle.schedulers import SCHEDULERS, Scheduler
 from trimtab.workload import Traffic
 
-STAGE_END, FAULT, BREAKER, TIMEOUT, FIRST_TOKEN_TIMEOUT, ARRIVAL, FORM = range(7)
+(
+    STAGE_END,
+    HANDOVER,
+    FAULT,
+    BREAKER,
+    TIMEOUT,
+    FIRST_TOKEN_TIMEOUT,
+    SCALE,
+    PROVISIONED,
+    ARRIVAL,
+    FORM,
+) = range(10)
 
 
 class Deadlock(Exception):
@@ -40,12 +53,19 @@ class Replica:
         self.scheduler: Scheduler = SCHEDULERS[settings.scheduler](settings)
         self.stages = [Stage() for _ in range(settings.num_stages)]
         self.batches_in_flight = 0
+        self.batches_formed = 0
         self.forming = False
         self.slow = 1.0  # iterations last this many times as long
+        self.coming: list[Request] = []  # their KV is on the way here, and
+        self.received: list[Request] = []  # has come (see ``oracle.disaggregation``)
+
+    @property
+    def waiting(self) -> int:
+        return len(self.scheduler.waiting) + len(self.received)
 
     @property
     def outstanding(self) -> int:
-        return len(self.scheduler.waiting) + len(self.scheduler.running)
+        return self.waiting + len(self.scheduler.running) + len(self.coming)
 
 
 class Router:
@@ -65,7 +85,8 @@ class Router:
         """One of ``candidates``, the replicas of the ``pool`` that accept; they are in order."""
         count = len(pool)
         if self.name == "replay":
-            return min(candidates, key=lambda i: (i - request.assigned) % count)
+            start = request.assigned if request.assigned in pool else pool[0]
+            return min(candidates, key=lambda i: (i - start) % count)
         if self.name == "random":
             return candidates[int(request.coin * len(candidates))]
         if self.name == "round_robin":
@@ -77,7 +98,7 @@ class Router:
             tossed = pool[0] + int(request.coin * count)
             return min(candidates, key=lambda i: (replicas[i].outstanding, (i - tossed) % count))
         if self.name == "vidur_lor":
-            return min(candidates, key=lambda i: (len(replicas[i].scheduler.waiting), i))
+            return min(candidates, key=lambda i: (replicas[i].waiting, i))
         raise ValueError(f"the oracle knows no router {self.name!r}")
 
 
@@ -86,6 +107,7 @@ class Cluster:
         self.requests = requests
         self.replicas = [Replica(index, one) for index, one in enumerate(settings)]
         self.router = Router(router)
+        self.seed = 0
         self.iterations: list[Iteration] = []
         self.events: list[tuple[float, int, int, int]] = []  # s, kind, replica or request, -stage
 
@@ -123,10 +145,15 @@ class Cluster:
     def form_batches(self, now: float, replica: Replica) -> None:
         """As many batches as there are stages may be in flight."""
         while replica.batches_in_flight < replica.settings.num_stages:
+            speculation = replica.settings.speculation
+            if speculation:
+                accepted = drafts_accepted(speculation, self.seed, replica.index, replica.batches_formed)
+                replica.scheduler.accepted_drafts = accepted
             batch = replica.scheduler.next_batch()
             if batch is None:
                 break
             replica.batches_in_flight += 1
+            replica.batches_formed += 1
             for entry in batch.entries:
                 entry.request.in_flight = True
                 if math.isnan(entry.request.scheduled):
@@ -146,7 +173,7 @@ class Cluster:
         batch = stage.queue.pop(0)
         stage.current = batch
         last = number == replica.settings.num_stages - 1
-        seconds = batch.seconds(replica.settings.tables, last) * batch.slow
+        seconds = batch.seconds(replica.settings, last) * batch.slow
         batch.spent += seconds
         assert batch.iteration is not None
         if number == 0:
@@ -197,7 +224,7 @@ class Cluster:
             prefill_tokens=sum(entry.tokens for entry in entries if not entry.decode),
             prefills=sum(not entry.decode for entry in entries),
             decodes=sum(entry.decode for entry in entries),
-            waiting=len(replica.scheduler.waiting),
+            waiting=replica.waiting,
             running=len(replica.scheduler.running),
             kv_used=replica.scheduler.used_blocks,
             attention_pairs=float(sum(entry.tokens * (entry.tokens + entry.past) for entry in entries)),

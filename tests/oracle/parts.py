@@ -17,11 +17,13 @@ import numpy as np
 
 from trimtab.engine.dtypes import NONE, REQUEST
 from trimtab.exectime.tables import ExecTables
+from trimtab.scenario import Speculation
 
 
 @dataclass
 class OracleReplica:
-    """One replica: how fast it is (``tables``), how it batches, how much KV it has.
+    """One replica: how fast it is (``tables``, drafting included), how it
+    batches, how much KV it has.
 
     ``token_budget`` is max_tokens_in_batch for vllm and lightllm, the chunk size for sarathi and
     max_num_batched_tokens for vllm_v1. ``max_blocks_per_sequence`` is what orca and
@@ -39,6 +41,8 @@ class OracleReplica:
     max_blocks_per_sequence: int = 0
     max_waiting_iters: int = 10
     policy: str = "fcfs"
+    send_s: float = 0.0  # s per prompt token whose KV it sends elsewhere
+    speculation: Speculation | None = None  # vllm_v1 with one stage alone
     prefix_caching: str = "off"  # vllm_v1 alone: off, nodes (as the engine), blocks (as vLLM)
 
 
@@ -78,6 +82,11 @@ class Request:
     given_up: bool = False  # by its client
     end: str = ""  # finished, failed, aborted or rejected
 
+    prefilled_by: int = NONE  # replica that handed it over, in this attempt
+    bound_for: int = NONE  # replica that its KV is on the way to
+    sent: float = math.nan  # end of its prefill
+    transfer: float = 0.0  # from there until its KV had come
+
     @property
     def decoding(self) -> bool:
         """The prefill of this attempt is complete."""
@@ -86,6 +95,11 @@ class Request:
     @property
     def done(self) -> bool:
         return self.processed == self.prompt + self.output
+
+    @property
+    def left(self) -> int:
+        """Tokens that are still to be processed."""
+        return self.prompt + self.output - self.processed
 
     def token(self, position: int) -> tuple[object, ...]:
         """What stands at a position of prompt and answer: equal where content is shared."""
@@ -110,7 +124,7 @@ class Request:
 
     def advance(self, tokens: int, now: float) -> None:
         """A batch that computed ``tokens`` of this request has left the last stage."""
-        self.processed += tokens
+        self.processed += min(tokens, self.left)
         if self.processed == self.target:
             self.processed += 1
         if self.decoding and math.isnan(self.first_token):
@@ -121,7 +135,10 @@ class Request:
 
 @dataclass
 class Entry:
-    """One request's share of a batch: ``tokens`` computed on top of ``past``."""
+    """One request's share of a batch: ``tokens`` computed on top of ``past``.
+
+    Of a decode with speculation: those that are accepted, the end of the answer aside.
+    """
 
     request: Request
     tokens: int
@@ -139,11 +156,30 @@ class Batch:
     slow: float = 1.0
     spent: float = 0.0
 
-    def seconds(self, tables: ExecTables, last_stage: bool) -> float:
+    def seconds(self, settings: OracleReplica, last_stage: bool) -> float:
         """Time on one stage; the stage that sends its activations on is busy while it sends."""
         decodes = [entry.past for entry in self.entries if entry.decode]
         prefills = [(entry.past, entry.tokens) for entry in self.entries if not entry.decode]
-        return tables.stage_seconds(decodes, prefills, last_stage)
+        drafts = settings.speculation.tokens if settings.speculation else 0
+        return settings.tables.stage_seconds(decodes, prefills, last_stage, drafts)
+
+
+def scramble(word: int) -> int:
+    """One 31-bit word from another, as if at random."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        word = ((word ^ (word >> shift)) * factor) % 2**31
+    return word ^ (word >> 16)
+
+
+def drafts_accepted(speculation: Speculation, seed: int, replica: int, number: int) -> int:
+    """Of the drafts of every decode in the ``number``-th batch of a replica; they share their luck."""
+    word = scramble(seed % 2**31 ^ scramble(seed // 2**31))
+    for key in (replica, number):
+        word = scramble((word + (key + 1) * 0x9E3779B1) % 2**31)
+    accepted = 0
+    while accepted < speculation.tokens and word / 2**31 < speculation.acceptance ** (accepted + 1):
+        accepted += 1
+    return accepted
 
 
 @dataclass

@@ -20,6 +20,7 @@ class Scheduler:
         self.running: list[Request] = []  # admitted and not finished, in order of admission
         self.idle: list[Request] = []  # of these, the ones not in flight, in order of coming back
         self.used_blocks = 0
+        self.accepted_drafts = 0  # of each decode in the next batch
 
     def enqueue(self, request: Request) -> None:
         self.waiting.append(request)
@@ -328,6 +329,9 @@ class VllmV1(Scheduler):
     two long prompts in a pipeline preempt each other for ever.)
 
     With ``prefix_caching`` an admitted request starts behind the blocks of its prompt that are cached.
+
+    With ``speculation`` a decode takes its drafts and itself from the budget, all or none, but blocks for
+    the tokens that it will keep only.
     """
 
     def __init__(self, settings: OracleReplica):
@@ -356,8 +360,13 @@ class VllmV1(Scheduler):
                 return None
 
     def end_batch(self, batch: Batch) -> None:
-        """Decodes are done with before prompts."""
-        for entry in sorted(batch.entries, key=lambda entry: not entry.decode):
+        """Decodes are done with before prompts, those of fewer tokens first."""
+
+        def turn(entry: Entry) -> tuple[bool, int]:
+            ahead = entry.request.prompt + entry.request.output - entry.past if entry.decode else 0
+            return (not entry.decode, ahead)
+
+        for entry in sorted(batch.entries, key=turn):
             request = entry.request
             if not entry.decode and request.decoding:
                 self.cache.computed(request, request.target)
@@ -380,7 +389,13 @@ class VllmV1(Scheduler):
 
     @property
     def budget_left(self) -> int:
-        return self.settings.token_budget - sum(entry.tokens for entry in self.entries)
+        return self.settings.token_budget - sum(self.cost(entry) for entry in self.entries)
+
+    def cost(self, entry: Entry) -> int:
+        """Tokens of the budget."""
+        if entry.decode:
+            return 1 + (self.settings.speculation.tokens if self.settings.speculation else 0)
+        return entry.tokens
 
     def continue_running(self) -> bool:
         """Decodes and started prompts; False if blocks ran short."""
@@ -391,6 +406,8 @@ class VllmV1(Scheduler):
             if request not in self.running or request.in_flight:
                 continue
             entry = self.next_entry(request)
+            if self.cost(entry) > self.budget_left:
+                break
             while self.blocks_missing(request, entry) > self.free_blocks:
                 enough = False
                 victim = self.victim()
@@ -419,12 +436,12 @@ class VllmV1(Scheduler):
 
     def next_entry(self, request: Request) -> Entry:
         if request.decoding:
-            return decode_entry(request)
+            return Entry(request, 1 + self.accepted_drafts, past=request.processed, decode=True)
         return prefill_entry(request, min(request.target - request.processed, self.budget_left))
 
     def blocks_missing(self, request: Request, entry: Entry) -> int:
         """A decode's own token is already counted in ``processed``."""
-        tokens = request.processed if entry.decode else request.processed + entry.tokens
+        tokens = request.processed + min(entry.tokens, request.left) - entry.decode
         return blocks_for(tokens, self.settings.block_size) - request.blocks
 
     def victim(self) -> Request:

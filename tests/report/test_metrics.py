@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import re
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import trimtab as tt
 from trimtab.engine import dtypes
 from trimtab.engine.dtypes import Status
 from trimtab.report.definitions import FAMILIES, REPLICA_COLUMNS, SCALARS, all_keys, define
@@ -266,3 +268,16 @@ def test_summary_is_json_ready(result):
     from trimtab.report.run_folder import plain
 
     json.dumps(plain(result.summary()), allow_nan=False)
+
+
+def test_hits_are_a_share_of_all_prompt_tokens_of_several_replicas() -> None:
+    workload = {"num_requests": 400, "prefixes": {"groups": 4, "tokens": 1024}, "max_tokens": 8192}
+    replicas = {"count": 3, "scheduler": {"name": "vllm_v1", "prefix_caching": True}}
+    result = tt.simulate({"workload": workload, "replicas": replicas})
+    hits = int(result.requests["hit_tokens"].sum())
+    assert 0.2 < result.summary()["prefix_hit_rate"] < 0.8
+    assert result.summary()["prefix_hit_rate"] == pytest.approx(
+        hits / result.requests["prefill_tokens"].sum(), rel=0.01
+    )
+    uncached = tt.simulate({"workload": workload, "replicas": {"count": 3}})
+    assert math.isnan(uncached.summary()["prefix_hit_rate"])

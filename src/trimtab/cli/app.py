@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trimtab.cli import catalogue, compare, scenario, simulate, workload
+from trimtab.cli import calibrate, catalogue, compare, profile, scenario, simulate, workload
 
 app = typer.Typer(
     name="trimtab",
@@ -37,6 +37,8 @@ app.command("compare")(compare.compare)
 app.command("report")(simulate.report)
 app.add_typer(scenario.app, name="scenario")
 app.add_typer(workload.app, name="workload")
+app.command("profile")(profile.profile)
+app.command("calibrate")(calibrate.calibrate)
 app.command("routers")(catalogue.routers)
 app.command("schedulers")(catalogue.schedulers)
 app.command("models")(catalogue.models)

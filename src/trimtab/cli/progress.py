@@ -10,8 +10,11 @@ Report = Callable[..., None]
 
 
 @contextmanager
-def progress_bar(what: str, unit: str, quiet: bool = False, time_left: bool = False) -> Iterator[Report]:
-    """Yields ``report(done, total, latest="")``; until its first call the line says what is prepared."""
+def progress_bar(
+    what: str, unit: str, quiet: bool = False, time_left: bool = False, before: str = ""
+) -> Iterator[Report]:
+    """Yields ``report(done, total, latest="")``; until its first call the line says ``before``, or what the
+    engine prepares."""
     if quiet or not sys.stderr.isatty():
         yield lambda *_: None
         return
@@ -36,7 +39,7 @@ def progress_bar(what: str, unit: str, quiet: bool = False, time_left: bool = Fa
     if time_left:
         columns += [TextColumn("left"), TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(preparing(), total=None, count="")
+        task = bar.add_task(before or preparing(), total=None, count="")
 
         def report(done: int, total: int, latest: str = "") -> None:
             count = f"{done:,} of {total:,} {unit}" + (f" ({latest})" if latest else "")

@@ -1,14 +1,15 @@
 """Who gets in, and where a request may go: admission, accepting replicas, requests that wait for one.
 
-A replica accepts while the last health check found it up, it is not draining and its circuit breaker
-is closed. While no replica accepts, requests are held at the router. ``docs/background/faults.md``.
+A replica accepts while it is on, the last health check found it up, it is not draining and its circuit
+breaker is closed. While no replica accepts, requests are held at the router. ``docs/background/faults.md``.
 """
 
 from __future__ import annotations
 
 import math
 
-from trimtab.engine.dtypes import NONE, Event, Status
+from trimtab.cluster.transfer import free_kv, go_on
+from trimtab.engine.dtypes import NONE, Event, Power, Status
 from trimtab.engine.heap import push
 from trimtab.engine.jit import jit
 from trimtab.engine.lanes import wake_next_turn
@@ -16,10 +17,12 @@ from trimtab.engine.state import State
 from trimtab.routers.heuristics import following, may_choose, num_accepting
 
 TIMEOUT, ARRIVAL = int(Event.TIMEOUT), int(Event.ARRIVAL)
+HANDOVER, SENDING = int(Event.HANDOVER), int(Status.SENDING)
 FIRST_TOKEN_TIMEOUT = int(Event.FIRST_TOKEN_TIMEOUT)
 PENDING, REJECTED = int(Status.PENDING), int(Status.REJECTED)
 FAILED, ABORTED = int(Status.FAILED), int(Status.ABORTED)
 RETRYING, HELD = int(Status.RETRYING), int(Status.HELD)
+ON = int(Power.ON)
 
 
 @jit
@@ -67,10 +70,15 @@ def admitted(state: State, request: int, now: float) -> bool:
     limit = state.classes["limit"][state.requests["klass"][request]]
     if math.isfinite(limit):
         pools, pool = state.pools, state.requests["pool"][request]
-        outstanding = pools["held"][pool]
-        for replica in range(pools["first"][pool], pools["last"][pool]):
+        outstanding, last = pools["held"][pool], pools["last"][pool]
+        if pools["decode"][pool] != NONE:  # which begins in, or right behind, the pool that prefills
+            last = pools["last"][pools["decode"][pool]]
+            outstanding += pools["held"][pools["decode"][pool]]
+        accepting = 0
+        for replica in range(pools["first"][pool], last):
             outstanding += state.replicas["outstanding"][replica]
-        if outstanding >= limit * max(1, pools["accepting"][pool]):
+            accepting += state.replicas["accepting"][replica]
+        if outstanding >= limit * max(1, accepting):
             return False
     if not math.isfinite(control["rate"][0]):
         return True
@@ -105,8 +113,8 @@ def readmit(state: State, replica: int) -> None:
 
 @jit
 def reachable(state: State, replica: int) -> int:
-    """The chosen replica if it accepts, else the next one that does (there is one)."""
-    while not state.replicas["accepting"][replica]:
+    """The chosen replica if it is of the pool and accepts, else the next one that does (there is one)."""
+    while not may_choose(state, replica):
         replica = following(state, replica)
     return replica
 
@@ -116,7 +124,8 @@ def refresh(state: State, replica: int, now: float) -> None:
     """Work out anew whether routers may choose the replica; let in those who waited for that."""
     replicas, pools = state.replicas, state.pools
     accepting = 0
-    if replicas["seen_up"][replica] and not replicas["draining"][replica] and not replicas["open"][replica]:
+    barred = replicas["power"][replica] != ON or replicas["draining"][replica] or replicas["open"][replica]
+    if replicas["seen_up"][replica] and not barred:
         accepting = 1
     change = accepting - replicas["accepting"][replica]
     replicas["accepting"][replica] = accepting
@@ -131,11 +140,19 @@ def refresh(state: State, replica: int, now: float) -> None:
 def let_in(state: State, pool: int, now: float) -> None:
     """Those who waited for a replica of the pool come again, at once."""
     requests = state.requests
-    state.pools["held"][pool] = 0
     for request in range(len(requests)):
         if requests["status"][request] == HELD and requests["pool"][request] == pool:
+            state.pools["held"][pool] -= 1
             requests["status"][request] = RETRYING
             push(state, now, ARRIVAL, request)
+        elif waits_with_kv(state, request) and state.pools["decode"][requests["pool"][request]] == pool:
+            push(state, now, HANDOVER, request)
+
+
+@jit
+def waits_with_kv(state: State, request: int) -> bool:
+    """Whether it is prefilled and nobody accepts it who could decode it."""
+    return state.requests["status"][request] == SENDING and state.requests["bound_for"][request] == NONE
 
 
 @jit
@@ -149,8 +166,14 @@ def give_up(state: State) -> bool:
         if state.pools["held"][pool] > 0:
             waited = True
             state.pools["held"][pool] = 0
+    now = state.control["now"][0]
     if waited:
         for request in range(len(state.requests)):
-            if state.requests["status"][request] == HELD:
-                close(state, request, FAILED, state.control["now"][0])
+            if waits_with_kv(state, request):
+                sender = state.requests["replica"][request]
+                free_kv(state, sender, request, now)
+                close(state, request, FAILED, now)
+                go_on(state, sender, now)
+            elif state.requests["status"][request] == HELD:
+                close(state, request, FAILED, now)
     return waited

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 
-from trimtab.cluster.entrance import close, refresh
+from trimtab.cluster.entrance import close, refresh, waits_with_kv
+from trimtab.cluster.scaling import evaluate, in_service, put_in_service, switch_off
+from trimtab.cluster.transfer import drop_received, free_kv, go_on, uncount_coming
 from trimtab.engine.batches import release_static, ring_size
-from trimtab.engine.dtypes import NEVER, NONE, Event, Fault, Scheduler, Status
+from trimtab.engine.dtypes import NEVER, NONE, Event, Fault, Power, Scheduler, Status
 from trimtab.engine.heap import drop_all, push
 from trimtab.engine.jit import jit
 from trimtab.engine.lanes import close_slot, forget_decode, lanes_per_replica, release, wake_next_turn
@@ -26,20 +28,32 @@ DRAIN, UNDRAIN = int(Fault.DRAIN), int(Fault.UNDRAIN)
 WAITING, RUNNING, ABORTING = int(Status.WAITING), int(Status.RUNNING), int(Status.ABORTING)
 FAILED, ABORTED = int(Status.FAILED), int(Status.ABORTED)
 RETRYING, HELD = int(Status.RETRYING), int(Status.HELD)
+HANDOVER, SENDING, RECEIVED = int(Event.HANDOVER), int(Status.SENDING), int(Status.RECEIVED)
 STATIC = int(Scheduler.FASTER_TRANSFORMER)
+LEAVING = int(Power.LEAVING)
+PROVISIONED, SCALE = int(Event.PROVISIONED), int(Event.SCALE)
 GOLDEN = 0.618033988749895  # a retry moves the request's coin on by this
 
 
 @jit
 def befall(state: State, kind: int, who: int, now: float) -> int:
-    """An event from outside: the next fault of the list, a breaker (``who``: its replica) that closes, or
-    a client (``who``: its request) that gives up. Returns the replica that may now form a batch, or NONE."""
+    """An event from outside: the next fault of the list, a breaker (``who``: its replica) that closes, a
+    scaler that looks, a replica that it ordered, or a client (``who``: its request) that gives up.
+
+    Returns the replica that may now form a batch, or NONE.
+    """
     if kind == FAULT:
         strike(state, who, now)
         return NONE
     if kind == BREAKER:
         state.replicas["open"][who] = 0
         refresh(state, who, now)
+        return NONE
+    if kind == PROVISIONED:
+        put_in_service(state, who, now)
+        return NONE
+    if kind == SCALE:
+        evaluate(state, who, now)
         return NONE
     return abort(state, who, kind == FIRST_TOKEN_TIMEOUT, now)
 
@@ -70,8 +84,8 @@ def strike(state: State, who: int, now: float) -> None:
 @jit
 def crash(state: State, replica: int, now: float) -> None:
     """All that the replica held and computed is lost; each of its requests has failed an attempt."""
-    replicas, requests = state.replicas, state.requests
-    if not replicas["up"][replica]:
+    replicas = state.replicas
+    if not replicas["up"][replica] or not in_service(state, replica):
         return
     touch(state, replica, now)
     replicas["up"][replica] = 0
@@ -81,16 +95,15 @@ def crash(state: State, replica: int, now: float) -> None:
         replicas["seen_up"][replica] = 0
         refresh(state, replica, now)
     drop_batches(state, replica, now)
+    if replicas["hands_over"][replica]:
+        cut_transfers(state, replica, now)
+        empty_queue(state, replica, replicas["received_head"][replica], now)
+        replicas["received_head"][replica] = NONE
+        replicas["received_tail"][replica] = NONE
     forget_prefixes(state, replica)
     for lane in range(replica * lanes_per_replica(state), (replica + 1) * lanes_per_replica(state)):
         empty_lane(state, replica, lane, now)
-    request = replicas["queue_head"][replica]
-    while request != NONE:
-        following = requests["next_waiting"][request]
-        if state.control["count_answers"][0]:
-            count_answer(state, replica, request)
-        attempt_failed(state, replica, request, now)
-        request = following
+    empty_queue(state, replica, replicas["queue_head"][replica], now)
     replicas["queue_head"][replica] = NONE
     replicas["queue_tail"][replica] = NONE
     replicas["waiting"][replica] = 0
@@ -101,6 +114,8 @@ def crash(state: State, replica: int, now: float) -> None:
     replicas["kv_used"][replica] = 0
     replicas["waiting_iters"][replica] = 0
     replicas["aborting"][replica] = 0
+    if replicas["power"][replica] == LEAVING:
+        switch_off(state, replica, now)
 
 
 @jit
@@ -122,6 +137,47 @@ def drop_batches(state: State, replica: int, now: float) -> None:
         batches["stage_free"][replica * ring + cell] = 0.0
     replicas["in_flight"][replica] = 0
     replicas["batch_head"][replica] = 0
+
+
+@jit
+def empty_queue(state: State, replica: int, request: int, now: float) -> None:
+    """Each request of a queue, from ``request`` on, has failed an attempt."""
+    while request != NONE:
+        following = state.requests["next_waiting"][request]
+        if state.control["count_answers"][0]:
+            count_answer(state, replica, request)
+        attempt_failed(state, replica, request, now)
+        request = following
+
+
+@jit
+def cut_transfers(state: State, replica: int, now: float) -> None:
+    """KV that the crashed replica was to send is lost, and KV on its way there comes to nothing."""
+    requests, replicas = state.requests, state.replicas
+    replicas["send_free"][replica] = now
+    replicas["receive_free"][replica] = now
+    for request in range(len(requests)):
+        sender, receiver = requests["replica"][request], requests["bound_for"][request]
+        if waits_with_kv(state, request):
+            if sender != replica:
+                continue
+            state.pools["held"][state.pools["decode"][requests["pool"][request]]] -= 1
+        elif receiver != NONE and (sender == replica or receiver == replica):
+            drop_all(state, HANDOVER, request)
+            uncount_coming(state, receiver, request)
+        else:
+            continue
+        if sender != replica:
+            free_kv(state, sender, request, now)
+        if requests["status"][request] == ABORTING:
+            replicas["aborting"][sender] -= 1
+            requests["status"][request] = ABORTED
+            state.control["aborted"][0] += 1
+        else:
+            requests["replica"][request] = replica
+            attempt_failed(state, replica, request, now)
+        if sender != replica:
+            go_on(state, sender, now)
 
 
 @jit
@@ -151,6 +207,8 @@ def attempt_failed(state: State, replica: int, request: int, now: float) -> None
     requests["processed"][request] = 0
     requests["shared"][request] = 0
     requests["next_waiting"][request] = NONE
+    requests["prefill_replica"][request] = NONE
+    requests["transfer"][request] = 0.0
     replicas["failures"][replica] += 1
     most = control["breaker_failures"][0]
     if most > 0 and replicas["failures"][replica] >= most and not replicas["open"][replica]:
@@ -188,7 +246,7 @@ def recover(state: State, replica: int, now: float) -> None:
 def abort(state: State, request: int, for_first_token: bool, now: float) -> int:
     """The client gives up. Returns the replica that now has room for others, or NONE.
 
-    What is being computed leaves when its batch ends, everything else at once.
+    What is being computed or sent leaves when its batch or transfer ends, everything else at once.
     """
     requests = state.requests
     status, replica = requests["status"][request], requests["replica"][request]
@@ -199,11 +257,16 @@ def abort(state: State, request: int, for_first_token: bool, now: float) -> int:
             state.pools["held"][requests["pool"][request]] -= 1
         close(state, request, ABORTED, now)
         return NONE
-    if status != WAITING and status != RUNNING:
+    if status == SENDING:
+        return abort_sending(state, request, replica, now)
+    if status != WAITING and status != RUNNING and status != RECEIVED:
         return NONE
     touch(state, replica, now)
-    if status == WAITING:
-        unlink(state, replica, request)
+    if status != RUNNING:
+        if status == WAITING:
+            unlink(state, replica, request)
+        else:
+            drop_received(state, replica, request)
         let_go(state, replica, request)
         close(state, request, ABORTED, now)
         return replica
@@ -213,6 +276,19 @@ def abort(state: State, request: int, for_first_token: bool, now: float) -> int:
     for lane in range(replica * lanes_per_replica(state), (replica + 1) * lanes_per_replica(state)):
         leave_lane(state, replica, lane)
     return replica
+
+
+@jit
+def abort_sending(state: State, request: int, sender: int, now: float) -> int:
+    if waits_with_kv(state, request):
+        state.pools["held"][state.pools["decode"][state.requests["pool"][request]]] -= 1
+        free_kv(state, sender, request, now)
+        close(state, request, ABORTED, now)
+        return sender
+    state.requests["status"][request] = ABORTING
+    state.replicas["aborting"][sender] += 1
+    wake_next_turn(state, request, now)
+    return NONE
 
 
 @jit

@@ -1,8 +1,9 @@
 """The event loop: arrivals and batch ends in order of time, over all replicas.
 
-Simultaneous events: batch ends first (lower replica first), then faults (in the order of their list),
-breakers that close, clients that give up, arrivals and retries (lower request first), then replicas form
-their batches (lower first), then load samples and routers' snapshots are taken.
+Simultaneous events: batch ends first (lower replica first), then KV that has come to who decodes (lower
+request first), faults (in the order of their list), breakers that close, clients that give up, autoscaling,
+replicas that it ordered, arrivals and retries (lower request first), then replicas form their batches (lower
+first), then load samples and routers' snapshots are taken.
 ``tests/cluster/test_event_order.py`` pins this.
 """
 
@@ -165,7 +166,7 @@ def advance(state: State, until: float) -> int:
                 return happening(state, kind, replica)
             touch(state, replica, now)
             land(state, replica, now)
-            if state.replicas["aborting"][replica] > 0:
+            if state.replicas["aborting"][replica] > 0 or state.replicas["hands_over"][replica]:
                 return happening(state, kind, replica)
             settle(state, replica, now)
             continue

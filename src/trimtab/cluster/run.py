@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.engine.dtypes import GROUP, Outcome, Scheduler
+from trimtab.engine.dtypes import GROUP, NONE, Outcome, Scheduler
 from trimtab.engine.state import (
     BRAINLESS,
     NOTHING_WRONG,
@@ -26,6 +26,7 @@ from trimtab.engine.state import (
 from trimtab.errors import TrimtabError
 from trimtab.exectime.tables import ExecTables
 from trimtab.routers import FIRST_PUBLISHED, ROUTERS, Router
+from trimtab.scenario import Speculation
 from trimtab.workload.content import Traffic, private
 
 MAX_ITERATIONS = 2_000_000  # recorded; beyond that only counted
@@ -64,7 +65,10 @@ FRESH = Signals()
 
 @dataclass(frozen=True)
 class Fleet:
-    """``count`` identical replicas as the engine sees them. Sizes in tokens, blocks, sequences."""
+    """``count`` identical replicas as the engine sees them. Sizes in tokens, blocks, sequences.
+
+    With ``speculation`` the ``tables`` hold the drafting already (``ExecTables.with_drafting``).
+    """
 
     name: str
     scheduler: Scheduler
@@ -80,7 +84,10 @@ class Fleet:
     max_waiting_iters: int = 10
     priority: bool = False
     prefix_caching: bool = False
+    speculation: Speculation | None = None
     speed: float = 1.0
+    role: str = "both"
+    send_s: float = 0.0  # s per token of KV that goes to another replica
 
     @property
     def micro_seqs(self) -> int:
@@ -104,6 +111,16 @@ def check_fleet(fleet: Fleet) -> None:
     if fleet.prefix_caching and fleet.scheduler != Scheduler.VLLM_V1:
         raise TrimtabError(
             f"{who}: prefix caching works with scheduler vllm_v1, not {fleet.scheduler.name.lower()}"
+        )
+    if fleet.speculation and (fleet.scheduler != Scheduler.VLLM_V1 or fleet.stages != 1):
+        raise TrimtabError(
+            f"{who}: speculation works with scheduler vllm_v1 and pp 1, "
+            f"got {fleet.scheduler.name.lower()} and pp {fleet.stages}"
+        )
+    if fleet.speculation and fleet.token_budget <= fleet.speculation.tokens:
+        raise TrimtabError(
+            f"{who}: speculation.tokens must be less than the token budget {fleet.token_budget}, "
+            f"got {fleet.speculation.tokens}"
         )
 
 
@@ -130,7 +147,9 @@ def check_signals(signals: Signals) -> None:
 
 def check_requests(requests: NDArray[Any], eligible: NDArray[np.bool_], fleet: Fleet) -> None:
     """Every eligible request (N,) must be servable by every replica, alone in an empty cache."""
-    total = (requests["prefill_tokens"].astype(np.int64) + requests["decode_tokens"]) * eligible
+    total = requests["prefill_tokens"] * eligible
+    if fleet.role != "prefill":
+        total = total + requests["decode_tokens"] * eligible
     longest = int(total.argmax())
     tokens = int(total[longest])
     spare = max(fleet.watermark_blocks, 0 if fleet.scheduler == Scheduler.VLLM_V1 else 1)
@@ -157,12 +176,15 @@ def prepare(
     weights: tuple[float, ...] | None = None,
     conditions: Conditions = NOTHING_WRONG,
     pools: NDArray[Any] | None = None,
+    decode_router: Router = Router.LEAST_OUTSTANDING,
+    seed: int = 0,
     brain: Brain = BRAINLESS,
 ) -> State:
     """Validate and allocate a run at time zero. ``requests`` (N,) REQUEST is copied.
 
     ``traffic`` says what the prompts of those requests share; without it they share nothing.
     ``temperature`` is Dynamo's; ``weights`` (prefix, queue, kv) replace those of llm-d and the gateway.
+    ``seed`` is for what is tossed while the run goes on: accepted drafts.
     """
     check_signals(signals)
     groups = np.zeros(len(fleets), GROUP)
@@ -172,6 +194,7 @@ def prepare(
     for row, fleet, first in zip(groups, fleets, replicas[:-1], strict=True):
         check_fleet(fleet)
         comes = (pools["first"] <= first) & (first < pools["last"])
+        comes |= (pools["decode"] != NONE) & comes[pools["decode"]]
         check_requests(requests, comes[pool_of], fleet)
         _fill_group(row, fleet)
     curves = pack_tables(groups, [fleet.tables for fleet in fleets])
@@ -195,11 +218,14 @@ def prepare(
     state.control["router"] = int(router)
     state.control["choices"] = choices
     state.control["speed_aware"] = speed_aware
-    asks = router == Router.OUTSIDE or router in {info.kind for info in ROUTERS.values() if info.matches}
-    state.control["matching"] = asks and bool(groups["prefix_caching"].any())
+    state.control["decode_router"] = int(decode_router)
+    routers = {router, decode_router}
+    asks = routers & {Router.OUTSIDE, *(info.kind for info in ROUTERS.values() if info.matches)}
+    state.control["matching"] = bool(asks) and bool(groups["prefix_caching"].any())
     state.control["temperature"] = temperature
+    state.control["seed"] = seed % 2**62
     if weights is None:
-        weights = (3.0, 2.0, 2.0) if router == Router.GIE else (2.0, 1.0, 1.0)
+        weights = (3.0, 2.0, 2.0) if Router.GIE in routers else (2.0, 1.0, 1.0)
     for name, weight in zip(("weight_prefix", "weight_queue", "weight_kv"), weights, strict=True):
         state.control[name] = weight
     if signals.refresh:
@@ -233,8 +259,16 @@ def _fill_group(row: Any, fleet: Fleet) -> None:
     row["spare"] = fleet.scheduler in (Scheduler.VLLM, Scheduler.SARATHI)
     chunk, batch, kv = 512, 64, 1024
     tables = fleet.tables
-    row["prefill_s"] = fleet.stages * tables.stage_seconds([], [(0, chunk)]) / chunk
-    row["decode_s"] = fleet.stages * tables.stage_seconds([kv] * batch, []) / batch
+    if fleet.role != "decode":
+        row["prefill_s"] = fleet.stages * tables.stage_seconds([], [(0, chunk)]) / chunk
+    if fleet.role != "prefill":
+        row["decode_s"] = fleet.stages * tables.stage_seconds([kv] * batch, []) / batch
+    if fleet.speculation:
+        tokens = batch * fleet.speculation.tokens_per_step
+        row["decode_s"] = tables.stage_seconds([kv] * batch, [], drafts=fleet.speculation.tokens) / tokens
+        row["draft_tokens"] = fleet.speculation.tokens
+        row["acceptance"] = fleet.speculation.acceptance
+    row["send_s"] = fleet.send_s
 
 
 def run(

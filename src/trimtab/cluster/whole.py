@@ -1,30 +1,26 @@
 """The event loop with all that most runs do without: routers of production gateways, faults, timeouts,
-admission. A door of its own, so that nobody else compiles it.
+admission, autoscaling, prefill and decode apart. A door of its own, so that nobody else compiles it.
 """
 
 from __future__ import annotations
 
 from trimtab.cluster.entrance import enters, give_up, reachable, readmit, shun
 from trimtab.cluster.faults import attempt_failed, befall, leave_aborting
-from trimtab.cluster.loop import advance, place, settle
+from trimtab.cluster.handover import go_further, hand_over_prefilled
+from trimtab.cluster.loop import advance, place
+from trimtab.cluster.published import choose_published
+from trimtab.cluster.scaling import let_leave
+from trimtab.cluster.transfer import go_on
 from trimtab.engine.dtypes import NONE, Event, Outcome
 from trimtab.engine.jit import door, jit
 from trimtab.engine.signals import look
 from trimtab.engine.state import State
 from trimtab.routers import FIRST_PUBLISHED, Router
 from trimtab.routers.choose import choose
-from trimtab.routers.heuristics import LEAST_OUTSTANDING, Table, lowest_score
-from trimtab.routers.learned import learned
-from trimtab.routers.prefix_aware import aibrix, bounded_hash, hashed_session, preble, ray_prefix, sglang
-from trimtab.routers.production import lowest_cost, softmax
 
-BATCH_END, ARRIVAL = int(Event.BATCH_END), int(Event.ARRIVAL)
+BATCH_END, HANDOVER, ARRIVAL = int(Event.BATCH_END), int(Event.HANDOVER), int(Event.ARRIVAL)
 DONE, ASKING, HAPPENING = int(Outcome.DONE), int(Outcome.ASKING), int(Outcome.HAPPENING)
 OUTSIDE, PUBLISHED = int(Router.OUTSIDE), int(FIRST_PUBLISHED)
-DYNAMO_KV = int(Router.DYNAMO_KV)
-SGLANG, RAY_PREFIX, AIBRIX = int(Router.SGLANG), int(Router.RAY_PREFIX), int(Router.AIBRIX)
-PREBLE, BOUNDED_HASH = int(Router.PREBLE), int(Router.BOUNDED_HASH)
-STACK_SESSION, LEARNED = int(Router.STACK_SESSION), int(Router.LEARNED)
 
 
 @door
@@ -42,6 +38,7 @@ def advance_whole(state: State, until: float) -> int:
             if see_to(state, state.control["happening"][0], state.control["about"][0]) == ASKING:
                 return ASKING
         elif outcome != DONE or not give_up(state):
+            let_leave(state)
             return outcome
 
 
@@ -76,13 +73,18 @@ def see_to(state: State, kind: int, who: int) -> int:
             return ASKING
         send(state, who, choose_anew(state, who), now)
         return DONE
+    if kind == HANDOVER:
+        go_further(state, who, now)
+        return DONE
     if kind == BATCH_END:
         leave_aborting(state, who)
+        if state.replicas["hands_over"][who]:
+            hand_over_prefilled(state, who, now)
         replica = who
     else:
         replica = befall(state, kind, who, now)
     if replica != NONE:
-        settle(state, replica, now)
+        go_on(state, replica, now)
     return DONE
 
 
@@ -109,41 +111,3 @@ def choose_anew(state: State, request: int) -> int:
         replica = reachable(state, replica)
         readmit(state, shunned)
     return replica
-
-
-@jit
-def choose_published(state: State, request: int) -> int:
-    """The replica for ``request``, by what its router sees.
-
-    The published rules do not ask who accepts: an answer that does not falls back to least outstanding.
-    """
-    table, base = state.replicas, 0
-    if state.control["stale"][0]:
-        table, base = state.seen, state.control["seen_at"][0]
-    replica = pick_published(state, table, base, request)
-    if not state.replicas["accepting"][replica]:
-        replica = lowest_score(state, table, base, LEAST_OUTSTANDING, request)
-    return replica
-
-
-@jit
-def pick_published(state: State, table: Table, base: int, request: int) -> int:
-    """What production gateways do; a kind without a rule of its own minimises its cost."""
-    kind = state.control["router"][0]
-    if kind == LEARNED:
-        return learned(state, table, base, request)
-    if kind == SGLANG:
-        return sglang(state, table, base, request)
-    if kind == AIBRIX:
-        return aibrix(state, table, base, request)
-    if kind == RAY_PREFIX:
-        return ray_prefix(state, table, base, request)
-    if kind == PREBLE:
-        return preble(state, table, base, request)
-    if kind == BOUNDED_HASH:
-        return bounded_hash(state, table, base, request)
-    if kind == STACK_SESSION:
-        return hashed_session(state, request)
-    if kind == DYNAMO_KV and state.control["temperature"][0] > 0.0:
-        return softmax(state, table, base, kind, request)
-    return lowest_cost(state, table, base, kind, request)

@@ -32,6 +32,7 @@ def begin(state: State, replica: int) -> int:
         batches["lane"][batch] = replicas["pool"][replica]
     else:
         batches["lane"][batch] = free_lane(state, replica)
+    batches["emits"][batch] = 1
     batches["preempted"][batch] = 0
     batches["short"][batch] = 0
     clear(state, batch)
@@ -93,12 +94,12 @@ def drop_chunk(state: State, group: int, batch: int, request: int) -> int:
 
 @jit
 def add_decodes(state: State, batch: int) -> None:
-    """All decodes of the batch's lane join it, one token each."""
-    lane = state.batches["lane"][batch]
+    """All decodes of the batch's lane join it."""
+    lane, emits = state.batches["lane"][batch], state.batches["emits"][batch]
     decodes = state.lanes["decodes"][lane]
     state.batches["decodes"][batch] = decodes
     state.batches["decode_kv"][batch] = state.lanes["kv_sum"][lane]
-    state.batches["pairs"][batch] += decodes + state.lanes["kv_sum"][lane]
+    state.batches["pairs"][batch] += emits * (emits * decodes + state.lanes["kv_sum"][lane])
 
 
 @jit
@@ -160,13 +161,15 @@ def launch(state: State, replica: int, batch: int, now: float) -> None:
     if groups["prefix_caching"][group]:
         evict(state, replica)
     decodes, prefills = batches["decodes"][batch], batches["prefills"][batch]
-    tokens = batches["prefill_tokens"][batch] + decodes
+    drafts = groups["draft_tokens"][group] * decodes
+    tokens = batches["prefill_tokens"][batch] + decodes + drafts
     unit = groups["token_round"][group]
     rounded = (tokens + unit - 1) // unit * unit
     last = groups["tokens_last"][group]
     seconds = line(state, groups["token_at"][group], last, float(rounded))
     seconds += line(state, groups["kv_write_at"][group], last, float(tokens))
-    seconds += line(state, groups["cpu_at"][group], groups["cpu_last"][group], float(decodes + prefills))
+    rows = float(decodes + drafts + prefills)
+    seconds += line(state, groups["cpu_at"][group], groups["cpu_last"][group], rows)
     if decodes > 0:
         seconds += decode_seconds(state, group, batch)
     if prefills > 0:
@@ -211,7 +214,10 @@ def land(state: State, replica: int, now: float) -> None:
     lane = batches["lane"][batch]
     seconds = batches["spent"][batch]
     if batches["decodes"][batch] > 0:
-        step(state, replica, lane, now, seconds)
+        if state.groups["draft_tokens"][group] > 0:
+            replicas["decode_steps"][replica] += batches["decodes"][batch]
+        for token in range(batches["emits"][batch]):
+            step(state, replica, lane, now, seconds if token == 0 else 0.0)
     for index in range(batches["prefills"][batch]):
         request = state.chunks["request"][batch, index]
         tokens = state.chunks["tokens"][batch, index]

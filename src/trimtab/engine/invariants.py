@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from trimtab.engine.dtypes import NEVER, NONE, Scheduler, Status
+from trimtab.engine.dtypes import NEVER, NONE, Power, Scheduler, Status
 from trimtab.engine.lanes import held_blocks
 from trimtab.engine.state import State
 
-AT_A_REPLICA = (Status.WAITING, Status.RUNNING, Status.ABORTING)
+AT_A_REPLICA = (Status.WAITING, Status.RECEIVED, Status.RUNNING)
 ENDS = {
     "finished": Status.FINISHED,
     "failed": Status.FAILED,
@@ -30,15 +30,19 @@ def check(state: State) -> None:
 
 
 def check_queue(state: State, replica: int) -> None:
-    request = int(state.replicas["queue_head"][replica])
-    seen: list[int] = []
-    while request != NONE:
-        assert state.requests["status"][request] == Status.WAITING
-        assert state.requests["replica"][request] == replica
-        seen.append(request)
-        request = int(state.requests["next_waiting"][request])
-    assert len(seen) == len(set(seen)) == state.replicas["waiting"][replica]
-    assert state.replicas["queue_tail"][replica] == (seen[-1] if seen else NONE)
+    waiting = 0
+    for queue, status in (("queue", Status.WAITING), ("received", Status.RECEIVED)):
+        request = int(state.replicas[f"{queue}_head"][replica])
+        seen: list[int] = []
+        while request != NONE:
+            assert state.requests["status"][request] == status
+            assert state.requests["replica"][request] == replica
+            seen.append(request)
+            request = int(state.requests["next_waiting"][request])
+        assert len(seen) == len(set(seen))
+        assert state.replicas[f"{queue}_tail"][replica] == (seen[-1] if seen else NONE)
+        waiting += len(seen)
+    assert waiting == state.replicas["waiting"][replica]
 
 
 def check_lane(state: State, lane: int, group: int) -> None:
@@ -63,17 +67,24 @@ def check_blocks(state: State, replica: int, lanes: range) -> None:
     row = state.replicas[replica]
     at_home = state.requests["replica"] == replica
     running = sum(int(state.lanes["count"][lane]) for lane in lanes)
+    sent = blocks_sent(state, replica)
+    coming = (state.requests["bound_for"] == replica).sum()
     assert row["running"] == running
-    assert row["outstanding"] == row["waiting"] + row["running"]
+    assert row["coming"] == coming
+    assert row["outstanding"] == row["waiting"] + row["running"] + coming
     assert (
         row["up"] or row["outstanding"] == row["in_flight"] == row["kv_used"] == row["pending_prefill"] == 0
     )
     assert row["aborting"] == (at_home & (state.requests["status"] == Status.ABORTING)).sum()
-    assert row["outstanding"] == (at_home & np.isin(state.requests["status"], AT_A_REPLICA)).sum()
-    assert row["accepting"] == (row["seen_up"] and not row["draining"] and not row["open"])
+    here = np.isin(state.requests["status"], AT_A_REPLICA)
+    here |= (state.requests["status"] == Status.ABORTING) & (state.requests["bound_for"] == NONE)
+    assert row["outstanding"] == (at_home & here).sum() + coming
+    on = row["power"] == Power.ON
+    assert row["accepting"] == (on and row["seen_up"] and not row["draining"] and not row["open"])
+    assert row["power"] in (Power.ON, Power.LEAVING) or row["outstanding"] == 0
     assert 0 <= row["kv_used"] <= row["kv_total"]
     if state.groups["prefix_caching"][row["group"]]:
-        check_cache(state, replica, lanes)
+        check_cache(state, replica, lanes, sent)
         return
     static = state.groups["scheduler"][row["group"]] == Scheduler.FASTER_TRANSFORMER
     reserve = int(state.groups["reserve"][row["group"]])
@@ -81,11 +92,23 @@ def check_blocks(state: State, replica: int, lanes: range) -> None:
         held = sum(int(state.lanes["held"][lane]) for lane in lanes)
         assert row["kv_used"] == reserve * running + (held if static else 0)
     elif running == 0:
-        assert row["kv_used"] == 0
+        assert row["kv_used"] == sent
 
 
-def check_cache(state: State, replica: int, lanes: range) -> None:
-    """Pinned and private blocks are used, unpinned ones cached and in order of eviction, once."""
+def blocks_sent(state: State, replica: int) -> int:
+    """Private blocks that the replica holds for requests that decode elsewhere."""
+    requests = state.requests
+    block = int(state.groups["block_size"][state.replicas["group"][replica]])
+    held = (requests["status"] == Status.SENDING) | (requests["bound_for"] != NONE)
+    held &= requests["replica"] == replica
+    return int((-(-requests["target"] // block) - requests["shared"])[held].sum())
+
+
+def check_cache(state: State, replica: int, lanes: range, private: int) -> None:
+    """Pinned and private blocks are used, unpinned ones cached and in order of eviction, once.
+
+    ``private`` blocks are held for requests that decode elsewhere.
+    """
     row, cache = state.replicas[replica], state.cache[replica]
     pinned = cache["pins"] > 0
     assert row["kv_cached"] == cache["blocks"][~pinned].sum()
@@ -93,7 +116,6 @@ def check_cache(state: State, replica: int, lanes: range) -> None:
     # More where blocks went to a request that was preempted before its batch was launched.
     assert row["kv_used"] + row["kv_cached"] + row["kv_blank"] >= row["kv_total"]
     group = int(row["group"])
-    private = 0
     for lane in lanes:
         for slot in range(int(state.lanes["count"][lane])):
             request = state.slots["request"][lane, slot]
@@ -115,6 +137,8 @@ def check_requests(state: State) -> None:
         assert (requests["status"] == status).sum() == state.control[name][0]
     for index, pool in enumerate(state.pools):
         held = (requests["status"] == Status.HELD) & (requests["pool"] == index)
+        with_kv = (requests["status"] == Status.SENDING) & (requests["bound_for"] == NONE)
+        held |= with_kv & (state.pools["decode"][requests["pool"]] == index)
         assert held.sum() == pool["held"]
         assert state.replicas["accepting"][pool["first"] : pool["last"]].sum() == pool["accepting"]
     assert (requests["first_token"][done] <= requests["finished"][done]).all()

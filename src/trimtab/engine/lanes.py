@@ -314,6 +314,26 @@ def step(state: State, replica: int, lane: int, now: float, seconds: float) -> N
 
 
 @jit
+def blocks_to_step(state: State, group: int, lane: int, steps: int) -> int:
+    """New KV blocks for the next ``steps`` tokens of every decode, or fewer where its answer ends."""
+    lanes, slots = state.lanes, state.slots
+    block, epoch = state.groups["block_size"][group], lanes["epoch"][lane]
+    if steps == 1:
+        return state.phases[lane, epoch % block]
+    needed = 0
+    for ahead in range(steps):
+        needed += state.phases[lane, (epoch + ahead) % block]
+    if lanes["next_finish"][lane] >= epoch + steps:
+        return needed
+    for slot in range(lanes["count"][lane]):
+        beyond = epoch + steps - slots["finish"][lane, slot]
+        if beyond > 0:
+            held = epoch + slots["offset"][lane, slot] - 1 + steps
+            needed -= blocks_for(held, block) - blocks_for(held - beyond, block)
+    return needed
+
+
+@jit
 def record_fresh(state: State, lane: int, now: float) -> None:
     """First decode step of requests that joined with a token time of their own."""
     slots = state.slots

@@ -67,16 +67,23 @@ def copy_signals(state: State, replica: int, row: int) -> None:
 
 @jit
 def look(state: State, request: int, now: float) -> None:
-    """A request comes to the next router: find its newest visible snapshot, and prefixes if it asks.
+    """A request comes to the next router, which looks at the replicas that may serve it."""
+    control = state.control
+    view = control["dispatched"][0] % len(state.views)
+    control["dispatched"][0] += 1
+    state.requests["view"][request] = view
+    look_at(state, request, state.requests["pool"][request], now)
+
+
+@jit
+def look_at(state: State, request: int, pool: int, now: float) -> None:
+    """The request's router looks at a pool: its newest visible snapshot, and prefixes if it asks.
 
     Prefix caches are seen as they are: routers follow them by events, not by polling.
     """
     control, views = state.control, state.views
-    view = control["dispatched"][0] % len(views)
-    control["dispatched"][0] += 1
+    view = state.requests["view"][request]
     control["view"][0] = view
-    state.requests["view"][request] = view
-    pool = state.requests["pool"][request]
     control["pool"][0] = pool
     control["first"][0] = state.pools["first"][pool]
     control["last"][0] = state.pools["last"][pool]

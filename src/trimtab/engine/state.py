@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from trimtab.engine import dtypes
 from trimtab.engine.bundle import address_block, register
-from trimtab.engine.dtypes import NONE, Event
+from trimtab.engine.dtypes import NONE, Event, Power
 from trimtab.exectime.tables import ExecTables
 from trimtab.workload.content import Traffic
 
 SAMPLE_CAPACITY = 1024
+SCALING_CAPACITY = 65_536
 
 
 LAYOUT = {
@@ -34,6 +35,9 @@ LAYOUT = {
     "faults": (dtypes.FAULT, 1),  # (F,) in order of time
     "classes": (dtypes.CLASS, 1),  # (C,)
     "pools": (dtypes.POOL, 1),  # (Q,)
+    "scalers": (dtypes.SCALER, 1),  # (S,) autoscaled groups
+    "advice": (np.dtype(np.int64), 2),  # (S, keep) replicas that each scaler recommended, in a ring
+    "scalings": (dtypes.SCALING, 1),  # (recorded,) changes of power
     "turns": (np.dtype(np.int64), 2),  # (V, Q) round robin: next replica of each router, in each pool
     "curves": (np.dtype(np.float64), 1),  # all execution-time tables, one after another, s
     "iterations": (dtypes.ITERATION, 1),  # (recorded,)
@@ -54,15 +58,15 @@ LAYOUT = {
 
 
 def _patient() -> NDArray[Any]:
-    return np.array([(np.inf, np.inf, np.inf, 0)], dtypes.CLASS)
+    return np.array([(np.inf, np.inf, np.inf, 0, np.inf)], dtypes.CLASS)
 
 
 @dataclass(frozen=True)
 class Conditions:
     """What goes wrong, and what is done about it. By default nothing does.
 
-    faults (F,) FAULT in order of time; classes (C,) CLASS, by ``klass`` of the request. See CONTROL
-    for the units.
+    faults (F,) FAULT in order of time; classes (C,) CLASS, by ``klass`` of the request; scalers (S,) SCALER,
+    each with ``starts`` replicas at the start. See CONTROL for the units.
     """
 
     faults: NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtypes.FAULT))
@@ -74,12 +78,16 @@ class Conditions:
     breaker_open: float = 10.0
     rate: float = np.inf
     burst: float = 1.0
+    scalers: NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtypes.SCALER))
+    starts: tuple[int, ...] = ()
+    link_latency: float = 0.0
 
     @property
     def watching(self) -> bool:
         """Whether anything can go wrong at all."""
         limits = [self.classes[name] for name in ("timeout", "ttft_timeout", "limit")]
-        return bool(len(self.faults) or np.isfinite(self.rate) or np.isfinite(limits).any())
+        happens = len(self.faults) or len(self.scalers)
+        return bool(happens or np.isfinite(self.rate) or np.isfinite(limits).any())
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,9 @@ class State:
     faults: NDArray[Any]
     classes: NDArray[Any]
     pools: NDArray[Any]
+    scalers: NDArray[Any]
+    advice: NDArray[np.int64]
+    scalings: NDArray[Any]
     turns: NDArray[np.int64]
     curves: NDArray[np.float64]
     iterations: NDArray[Any]
@@ -186,7 +197,7 @@ def allocate(
     caching = bool(groups["prefix_caching"].any())
 
     pools = whole_fleet(num_replicas) if pools is None else pools.copy()
-    pools["accepting"] = sizes = pools["last"] - pools["first"]
+    sizes = pools["last"] - pools["first"]
 
     control = np.zeros(1, dtypes.CONTROL)
     timed = int(np.isfinite(requests["arrival"]).sum())
@@ -198,14 +209,15 @@ def allocate(
     for name in ("hidden", "recording", "bias_rate", "bias_decay"):
         control[name] = getattr(brain, name)
     _set_conditions(control, replicas, conditions)
-    # with faults: a retry and two timeouts per request, a breaker per replica, the next fault
-    pending = 3 * len(requests) + num_replicas + 1 if conditions.watching else len(requests) - timed
-    events = np.zeros(num_replicas * (stages + 1) + pending + 1, dtypes.EVENT)
-    if len(conditions.faults):
-        events[0] = (conditions.faults["at"][0], int(Event.FAULT), 0)
-        control["heap_size"] = 1
+    scalers = _start_scalers(replicas, conditions, requests)
+    for row in pools:
+        row["accepting"] = replicas["accepting"][row["first"] : row["last"]].sum()
+    replicas["hands_over"] = hands_over = _hands_over(pools, num_replicas)
+    control["watching"] = conditions.watching or bool(hands_over.any())
+    events = _event_table(control, conditions, scalers, num_replicas, stages, len(requests))
     requests = requests.copy()
     requests["pool"] = conditions.classes["pool"][requests["klass"]]
+    requests["prefill_replica"] = requests["bound_for"] = NONE
     requests["scheduled"] = requests["first_token"] = np.nan
     control["next_signal"] = np.inf
     return State(
@@ -225,6 +237,9 @@ def allocate(
         faults=conditions.faults,
         classes=conditions.classes,
         pools=pools,
+        scalers=scalers,
+        advice=np.tile(np.array([conditions.starts], np.int64).T, (1, int(scalers["keep"].max(initial=1)))),
+        scalings=np.zeros(SCALING_CAPACITY if len(scalers) else 0, dtypes.SCALING),
         turns=pools["first"] + np.arange(views)[:, None] % sizes,
         curves=curves,
         iterations=np.empty(max_iterations, dtypes.ITERATION),
@@ -260,15 +275,62 @@ def _fresh_replicas(
     replicas["pool"] = np.arange(num_replicas) * lanes_per_replica
     replicas["queue_head"] = replicas["queue_tail"] = NONE
     replicas["lru_oldest"] = replicas["lru_newest"] = NONE
+    replicas["received_head"] = replicas["received_tail"] = NONE
     replicas["kv_blank"] = replicas["blank_newest"] = (
         replicas["kv_total"] * groups["prefix_caching"][group_of]
     )
     return replicas
 
 
+def _start_scalers(replicas: NDArray[Any], conditions: Conditions, requests: NDArray[Any]) -> NDArray[Any]:
+    """(S,) SCALER at the first arrival; the replicas beyond those that each starts with are off."""
+    scalers = conditions.scalers.copy()
+    scalers["since"] = replicas["on_since"] = requests["arrival"].min(initial=np.inf)
+    for scaler, start in zip(scalers, conditions.starts, strict=True):
+        off = slice(int(scaler["first"]) + start, int(scaler["last"]))
+        replicas["power"][off] = int(Power.OFF)
+        replicas["accepting"][off] = 0
+    return scalers
+
+
+def _event_table(
+    control: NDArray[Any],
+    conditions: Conditions,
+    scalers: NDArray[Any],
+    num_replicas: int,
+    stages: int,
+    num_requests: int,
+) -> NDArray[Any]:
+    """EVENT with room for all that can be pending, and in it the first fault and each scaler's first look.
+
+    Events in order are a heap.
+    """
+    first = [(float(conditions.faults["at"][0]), int(Event.FAULT), 0)] if len(conditions.faults) else []
+    for index, scaler in enumerate(scalers):
+        first.append((float(scaler["since"] + scaler["interval"]), int(Event.SCALE), index))
+    control["heap_size"] = len(first)
+    # with faults: a retry (or a transfer) and two timeouts per request, a breaker per replica, next fault;
+    # with scalers a look of each, an order per replica
+    pending = num_requests - int(control["num_timed"][0])
+    if control["watching"][0]:
+        pending = 3 * num_requests + 2 * num_replicas + len(scalers) + 1
+    events = np.zeros(num_replicas * (stages + 1) + pending + 1, dtypes.EVENT)
+    events[: len(first)] = np.array(sorted(first), dtypes.EVENT)
+    return events
+
+
 def whole_fleet(num_replicas: int) -> NDArray[Any]:
     """One pool (1,) POOL of all replicas."""
-    return np.array([(0, num_replicas, num_replicas, 0)], dtypes.POOL)
+    return np.array([(0, num_replicas, num_replicas, 0, NONE)], dtypes.POOL)
+
+
+def _hands_over(pools: NDArray[Any], num_replicas: int) -> NDArray[np.int64]:
+    """(R,) 1 for the replicas of a pool that has another one to decode in, and of that other."""
+    found = np.zeros(num_replicas, np.int64)
+    for pool in pools[pools["decode"] != NONE]:
+        for span in (pool, pools[pool["decode"]]):
+            found[span["first"] : span["last"]] = 1
+    return found
 
 
 def pad(values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -277,7 +339,6 @@ def pad(values: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _set_conditions(control: NDArray[Any], replicas: NDArray[Any], conditions: Conditions) -> None:
-    control["watching"] = conditions.watching
     for name in (
         "max_retries",
         "backoff",
@@ -286,6 +347,7 @@ def _set_conditions(control: NDArray[Any], replicas: NDArray[Any], conditions: C
         "breaker_open",
         "rate",
         "burst",
+        "link_latency",
     ):
         control[name] = getattr(conditions, name)
     control["bucket"] = conditions.burst

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trimtab.exectime.kernels import Array, Kernels, get_efficiency
+from trimtab.exectime.kernels import Array, Kernels, kernels_for
 from trimtab.hardware.devices import Device, Node
 from trimtab.hardware.models import Model
 
@@ -61,11 +61,13 @@ def grouped_products(
     up = model.hidden * halves * width
     down = model.hidden * width
     moved = 2 * rows * (model.hidden + halves * width)
-    return {
+    times = {
         "mlp_up_proj": kernels.roof(2 * rows * up, touched * up * kernels.weight_bytes + moved),
-        "mlp_act": kernels.element_wise("act", 2 * rows * (halves + 1) * width),
+        "mlp_act": kernels.element_wise("act", rows, 2 * (halves + 1) * width),
         "mlp_down_proj": kernels.roof(2 * rows * down, touched * down * kernels.weight_bytes + moved),
     }
+    factor = kernels.factor("grouped", (model.hidden, width), (rows / np.maximum(touched, 1e-9),))
+    return {name: row * factor for name, row in times.items()}
 
 
 def dense_mlp(kernels: Kernels, model: Model, tokens: Array, width: float) -> dict[str, Array]:
@@ -73,7 +75,7 @@ def dense_mlp(kernels: Kernels, model: Model, tokens: Array, width: float) -> di
     halves = model.mlp_matrices - 1
     return {
         "mlp_up_proj": kernels.matrix_product(tokens, model.hidden, halves * width),
-        "mlp_act": kernels.element_wise("act", 2 * tokens * (halves + 1) * width),
+        "mlp_act": kernels.element_wise("act", tokens, 2 * (halves + 1) * width),
         "mlp_down_proj": kernels.matrix_product(tokens, width, model.hidden),
     }
 
@@ -92,7 +94,7 @@ def moe_layer_seconds(model: Model, device: Device, node: Node, rows: Array, tou
     -------
     (...) seconds: router, shared experts, dispatch, the slowest rank's grouped products, combine.
     """
-    kernels = Kernels(device, node, get_efficiency(device.efficiency), model.dtype_bytes)
+    kernels = kernels_for(device, node, model.dtype_bytes)
     rows, touched = np.asarray(rows, dtype=np.float64), np.asarray(touched, dtype=np.float64)
     ranks = rows.shape[-1]
     tokens = rows.sum(axis=-1) / model.experts_per_token

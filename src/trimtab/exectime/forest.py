@@ -7,12 +7,6 @@ every parameter. Where Vidur leaves the forest's seed open, ours is ``exectime.s
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import TrimtabError
+from trimtab.exectime.cache import cache_path, load_arrays, save_arrays
 from trimtab.exectime.compose import KV_STEP, OperatorGrids, compose, token_operators
-from trimtab.exectime.profiles import ProfileFiles, TrainingSet, find_profiles, training_sets
+from trimtab.exectime.profiles import TrainingSet, find_profiles, training_sets
 from trimtab.exectime.tables import ExecTables
 from trimtab.hardware.devices import Device, Node
 from trimtab.hardware.models import Model
@@ -60,7 +55,7 @@ def build_forest(
         "grid": [sizes.tokens, sizes.batch, sizes.chunk, sizes.kv],
         "forest": [config.trees, config.max_depth, config.seed],
     }
-    cached = _cache_path(files, parameters)
+    cached = cache_path("forest", [FORMAT, parameters], files.paths())
     grids = _load(cached)
     if grids is None:
         sets = training_sets(files, model, node, tp, pp, block_size)
@@ -152,53 +147,25 @@ def _thresholds(forest: Any, feature: int) -> Array:
 # --- cache --------------------------------------------------------------------------------------
 
 
-def cache_folder() -> Path:
-    """``$TRIMTAB_CACHE``, or ``trimtab`` in the user's cache folder (``~/.cache``)."""
-    chosen = os.environ.get("TRIMTAB_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trimtab"
-
-
-def _cache_path(files: ProfileFiles, parameters: dict[str, Any]) -> Path:
-    digest = hashlib.sha256(json.dumps([FORMAT, parameters], sort_keys=True).encode())
-    for path in files.paths():
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    return cache_folder() / "forest" / f"{digest.hexdigest()[:24]}.npz"
-
-
 def _load(path: Path) -> OperatorGrids | None:
     """The cached grids; None if absent or damaged (they are then fitted again)."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        return OperatorGrids(
-            by_tokens={name[7:]: row for name, row in arrays.items() if name.startswith("tokens_")},
-            kv_save=arrays["kv_save"],
-            decode=arrays["decode"],
-            prefill=arrays["prefill"],
-            all_reduce=arrays.get("all_reduce"),
-            send_recv=arrays.get("send_recv"),
-        )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    arrays = load_arrays(path)
+    if arrays is None or not {"kv_save", "decode", "prefill"} <= set(arrays):
         return None
+    return OperatorGrids(
+        by_tokens={name[7:]: row for name, row in arrays.items() if name.startswith("tokens_")},
+        kv_save=arrays["kv_save"],
+        decode=arrays["decode"],
+        prefill=arrays["prefill"],
+        all_reduce=arrays.get("all_reduce"),
+        send_recv=arrays.get("send_recv"),
+    )
 
 
 def _save(path: Path, grids: OperatorGrids) -> None:
-    """Write to a temporary name and rename, so that no reader sees half a file."""
     arrays = {f"tokens_{name}": row for name, row in grids.by_tokens.items()}
     arrays |= {"kv_save": grids.kv_save, "decode": grids.decode, "prefill": grids.prefill}
     for name, row in (("all_reduce", grids.all_reduce), ("send_recv", grids.send_recv)):
         if row is not None:
             arrays[name] = row
-    # A cache that cannot be written only costs time.
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-            try:
-                np.savez(part, **arrays)  # type: ignore[arg-type]
-                part.close()
-                os.replace(part.name, path)
-            finally:
-                Path(part.name).unlink(missing_ok=True)
+    save_arrays(path, arrays)

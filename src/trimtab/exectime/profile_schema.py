@@ -14,7 +14,8 @@ m, k, n    rows, inputs and outputs of a matrix product on this shard. A gated u
            product of both halves; moe_grouped is up, activation and down of all touched experts with
            m token copies, k = hidden and n = width of an expert on this device
 bytes      read and written (weights, activations, KV); all_reduce, all_to_all, send_recv: the message
-           of one device (for all_to_all with the part that it keeps)
+           of one device (for all_to_all with the part that it keeps); sampling: the float32 logits,
+           4 x vocabulary x batch; attn_kv_cache_save: keys and values read and written
 flops      two per multiply and add
 graph      1 if replayed from a CUDA graph, 0 if launched eagerly
 median_ms  median over the repeats, milliseconds;  min_ms: the fastest;  repeats: how many

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,15 +52,20 @@ class ExecTables:
         decode_kv: list[int],
         prefills: list[tuple[int, int]],
         last_stage: bool = True,
+        drafts: int = 0,
     ) -> float:
         """One stage's seconds for a batch: KV tokens of each decode, (kv, chunk) of each prefill.
 
+        Each decode has ``drafts`` to verify along with it: tokens for T and, because of their logits,
+        sequences for B, but its KV is read once.
+
         The readable form of what the compiled engine does; tests hold the two equal.
         """
-        tokens = len(decode_kv) + sum(chunk for _, chunk in prefills)
+        decoded = len(decode_kv) * (1 + drafts)
+        tokens = decoded + sum(chunk for _, chunk in prefills)
         rounded = -(-tokens // self.token_round) * self.token_round
         seconds = _line(self.token_s, rounded) + _line(self.kv_write_s, tokens)
-        seconds += _line(self.cpu_s, len(decode_kv) + len(prefills))
+        seconds += _line(self.cpu_s, decoded + len(prefills))
         if decode_kv:
             mean = sum(decode_kv) / len(decode_kv)
             seconds += self._decode(len(decode_kv), int(mean) if self.vidur else mean)
@@ -68,6 +73,17 @@ class ExecTables:
             many = self.many_prefills_factor if len(prefills) > 1 else 1.0
             seconds += self._prefill(prefills) * many
         return seconds if last_stage else seconds + _line(self.send_s, rounded)
+
+    def with_drafting(self, share: float) -> ExecTables:
+        """The same, but each batch spends on drafting ``share`` times what its decodes alone would take.
+
+        The decode table takes it all in: what does not depend on the KV is added to each of its rows.
+        """
+        alone = [self.stage_seconds([0] * count, []) for count in range(len(self.decode_s))]
+        apart = np.array(alone)[:, None] - self.decode_s[:, :1]
+        drafting = share * (self.decode_s + apart)
+        drafting[0] = 0.0
+        return replace(self, decode_s=self.decode_s + drafting)
 
     def _decode(self, count: int, mean_kv: float) -> float:
         rows = self.decode_s.shape[0] - 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
+from pathlib import Path
+
+import yaml
 
 from trimtab.errors import TrimtabError, unknown
 from trimtab.hardware.catalogue import index_names, read_catalogue
@@ -26,6 +29,8 @@ class Device:
     aliases: tuple[str, ...] = ()
     source: str = ""
     price_source: str = ""
+    node_devices: int = 8  # of a device from a file: how many in its server, all linked
+    node_network_gb_s: float = 25.0  # and GB/s per device between servers, one direction
 
     @property
     def peak_flops(self) -> float:
@@ -65,7 +70,16 @@ def list_nodes() -> list[str]:
 
 
 def get_device(name: str) -> Device:
-    """A device by name or alias, case-insensitive. Raises TrimtabError for an unknown one."""
+    """A device by name or alias, case-insensitive, or from a YAML file with one entry like those of
+    data/hardware/devices.yaml.
+
+    Raises
+    ------
+    TrimtabError
+        for an unknown name, and for a file with missing, unknown or impossible values.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return _read_device(Path(name))
     index = index_names({device.name: device.aliases for device in _devices().values()})
     found = index.get(name.lower())
     if found is None:
@@ -83,7 +97,19 @@ def get_node(name: str) -> Node:
 
 def default_node(device: Device) -> Node:
     """The node that this device is usually bought in."""
-    return next(node for node in _nodes().values() if node.device == device.name and node.default)
+    for node in _nodes().values():
+        if node.device == device.name and node.default:
+            return node
+    count = device.node_devices
+    return Node(
+        f"{device.name}_node",
+        device.name,
+        count,
+        count,
+        device.link_gb_s,
+        device.node_network_gb_s,
+        default=True,
+    )
 
 
 def node_for(device: Device, name: str | None) -> Node:
@@ -95,6 +121,30 @@ def node_for(device: Device, name: str | None) -> Node:
             f"node {node.name!r} holds {node.device}, not {device.name}; allowed: {', '.join(fitting)}"
         )
     return node
+
+
+def _read_device(path: Path) -> Device:
+    try:
+        entry = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrimtabError(f"cannot read device {str(path)!r}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise TrimtabError(f"{path} is not valid YAML") from None
+    known = {field.name: field for field in fields(Device)}
+    needed = [name for name, field in known.items() if field.default is MISSING]
+    if not isinstance(entry, dict):
+        raise TrimtabError(f"{path} must hold a mapping with {', '.join(needed)}")
+    entry = {"name": path.stem, "price": 0.0, **entry}
+    for key in entry:
+        if key not in known:
+            raise unknown(f"device key in {path}", str(key), known)
+    missing = [name for name in needed if name not in entry]
+    if missing:
+        raise TrimtabError(f"{path}: missing {', '.join(missing)}")
+    for key in ("memory_gib", "tflops", "hbm_tb_s", "link_gb_s", "units"):
+        if not isinstance(entry[key], (int, float)) or not entry[key] > 0:
+            raise TrimtabError(f"{path}: {key} must be a positive number, got {entry[key]!r}")
+    return Device(**{**entry, "aliases": tuple(entry.get("aliases", ()))})
 
 
 @lru_cache(maxsize=1)

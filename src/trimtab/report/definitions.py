@@ -129,6 +129,12 @@ FAMILIES: dict[str, Definition] = {
     "restarts": Definition(
         "", "restarts", "preemptions by recompute, per completed request", "request_num_restarts_histogram"
     ),
+    "kv_transfer_ms": Definition(
+        "ms",
+        "KV transfer time",
+        "end of the prefill until the KV is where the request decodes, links in use waited for; per completed"
+        " request that decoded on another replica than its prefill",
+    ),
     "batch_size": Definition(
         "sequences",
         "batch size",
@@ -215,6 +221,16 @@ SCALARS: dict[str, Definition] = {
         "prefix hit rate",
         "share of prompt tokens found in the prefix cache instead of computed; none without prefix caching",
     ),
+    "tokens_per_step": Definition(
+        "tokens",
+        "tokens per step",
+        "output tokens / decode steps of requests, with speculation: accepted drafts and one; none without",
+    ),
+    "kv_link_utilization": Definition(
+        "share",
+        "KV link utilisation",
+        "share of time that a replica that prefills sends KV, mean over these; none without disaggregation",
+    ),
     "availability": Definition(
         "share", "availability", "time in which replicas were up / duration, mean over replicas"
     ),
@@ -223,9 +239,26 @@ SCALARS: dict[str, Definition] = {
         "class fairness",
         "Jain index over classes of (tokens of completed requests / tokens asked for); 1 is even",
     ),
-    "cost": Definition("USD", "cost", "price of all replicas over the duration"),
+    "cost": Definition(
+        "USD",
+        "cost",
+        "price per hour of each replica x hours in which it was paid for: ordered, serving or leaving",
+    ),
+    "cost_per_hour": Definition("USD", "cost per hour", "cost / duration in hours"),
     "cost_per_million_output_tokens": Definition(
         "USD", "cost per million output tokens", "cost / output tokens of completed requests x 1,000,000"
+    ),
+    "cost_per_thousand_requests": Definition(
+        "USD", "cost per 1,000 requests", "cost / completed requests x 1,000"
+    ),
+    "replica_hours": Definition("h", "replica hours", "hours in which each replica was paid for, summed"),
+    "mean_replicas": Definition("replicas", "replicas", "replicas that are paid for, mean over the duration"),
+    "peak_replicas": Definition("replicas", "most replicas", "most replicas paid for at any moment"),
+    "scale_ups": Definition(
+        "replicas", "replicas called", "times that autoscaling ordered a replica or took a leaving one back"
+    ),
+    "scale_downs": Definition(
+        "replicas", "replicas sent away", "times that autoscaling cancelled an order or drained a replica"
     ),
 }
 
@@ -242,7 +275,7 @@ MEASURES: dict[str, Definition] = {
     "max_over_mean": Definition("", "max / mean", "the busiest replica against the average; 1 is even"),
 }
 
-# One row per replica, in replicas.csv.
+# One row per replica, in replicas.csv. Times are those in which the replica is paid for.
 REPLICA_COLUMNS: dict[str, Definition] = {
     "replica": Definition("", "replica", "index, as in the request table"),
     "group": Definition("", "group", "name of the replica's group"),

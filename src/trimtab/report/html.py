@@ -12,7 +12,7 @@ import numpy as np
 
 from trimtab.report.definitions import Definition
 from trimtab.result import Group, Result
-from trimtab.scenario import Scenario
+from trimtab.scenario import ReplicaGroup, Scenario
 
 if TYPE_CHECKING:
     from trimtab.comparison import Comparison
@@ -104,9 +104,15 @@ def meaning(definition: Definition) -> str:
     return definition.meaning[:1].upper() + definition.meaning[1:] + "."
 
 
+def _how_many(group: ReplicaGroup) -> str:
+    """``4``, or ``1 to 8`` where the group is autoscaled."""
+    scale = group.autoscale
+    return f"{scale.min} to {scale.max}" if scale else str(group.count)
+
+
 def facts(scenario: Scenario, groups: tuple[Group, ...], requests: int, rest: list[tuple[str, str]]) -> str:
     """The list of what was run, under the title."""
-    counts = [group.count for group in scenario.replicas]
+    counts = [_how_many(group) for group in scenario.replicas]
     fleet = []
     for count, group in zip(counts, groups, strict=False):
         parallel = f" (TP {group.tp}, PP {group.pp})" if group.tp * group.pp > 1 else ""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.engine.dtypes import ITL_BINS, ITL_GAMMA, ITL_LOWEST, Status
+from trimtab.engine.dtypes import ITL_BINS, ITL_GAMMA, ITL_LOWEST, NONE, Power, Status
 from trimtab.report.definitions import FAMILIES, MEASURES, QUANTILES, REPLICA_COLUMNS, STATISTICS
 from trimtab.report.load import evenness, while_arriving
 from trimtab.result import Result
@@ -49,6 +49,15 @@ def span(result: Result) -> tuple[float, float]:
     return start, max(end, float(finished.max(initial=0.0)))
 
 
+def paid_share(result: Result) -> Floats:
+    """(R,) share of the run in which each replica was paid for; exactly 1 where it never was off."""
+    start, end = span(result)
+    replicas = result.replicas
+    since = np.maximum(replicas["on_since"], start)
+    running = np.where(replicas["power"] == Power.OFF, 0.0, np.maximum(end - since, 0.0))
+    return np.asarray((replicas["on"] + running) / (end - start) if end > start else 1.0 + 0.0 * running)
+
+
 def _done(result: Result) -> NDArray[np.bool_]:
     return np.asarray(result.requests["status"] == Status.FINISHED)
 
@@ -56,8 +65,8 @@ def _done(result: Result) -> NDArray[np.bool_]:
 def request_columns(result: Result) -> dict[str, Floats]:
     """The distributions over requests, by family name; completed requests unless it says otherwise.
 
-    Each is (completed,), but ``tpot_ms`` (completed with two output tokens or more,) and the five
-    about what was asked (arrived,), ``inter_arrival_ms`` one less.
+    Each is (completed,), but ``tpot_ms`` (completed with two output tokens or more,), ``kv_transfer_ms``
+    (moved,) and the five about what was asked (arrived,), ``inter_arrival_ms`` one less.
     """
     table = result.requests
     arrived = np.isfinite(table["arrival"])
@@ -95,7 +104,15 @@ def request_columns(result: Result) -> dict[str, Floats]:
         "request_tokens": asked_prompt + asked_output,
         "prompt_output_ratio": asked_prompt / asked_output,
         "restarts": table["preemptions"][done].astype(np.float64),
+        "kv_transfer_ms": 1e3 * table["transfer"][_moved(result)],
     }
+
+
+def _moved(result: Result) -> NDArray[np.bool_]:
+    """(N,) which requests finished on another replica than their prefill."""
+    table = result.requests
+    handed_over = (table["prefill_replica"] != NONE) & result.replicas["hands_over"].any()
+    return np.asarray(handed_over & (table["prefill_replica"] != table["replica"])) & _done(result)
 
 
 def _iteration_columns(result: Result) -> dict[str, Floats]:
@@ -186,10 +203,12 @@ def _scalars(result: Result, rows: dict[str, Any]) -> dict[str, float]:
     tokens_out = int(table["decode_tokens"][done].sum(dtype=np.int64))
     good = int(meets_slo(result).sum()) if has_slo(result) else UNKNOWN
     preemptions = int(replicas["preemptions"].sum())
-    price = sum(result.groups[group].cost_per_hour for group in replicas["group"])
+    paid = paid_share(result)
+    prices = [result.groups[group].cost_per_hour for group in replicas["group"]]
+    price = sum(each * share for each, share in zip(prices, paid.tolist(), strict=True))
     cost = price * duration / 3600
     flops, seconds = _work(result)
-    kv_total = replicas["kv_total"].astype(np.float64)
+    kv_total = replicas["kv_total"] * paid
     return {
         "completed": completed,
         "failed": len(table) - completed,
@@ -209,18 +228,49 @@ def _scalars(result: Result, rows: dict[str, Any]) -> dict[str, float]:
         "preemptions_per_request": _ratio(preemptions, len(table)),
         "iterations": int(replicas["iterations"].sum()),
         "iterations_recorded": len(result.iterations),
-        "mean_queue_length": float(rows["mean_queue_length"].mean()),
-        "mean_running": float(rows["mean_running"].mean()),
-        "busy_share": float(rows["busy_share"].mean()),
+        "mean_queue_length": _mean(rows["mean_queue_length"], paid),
+        "mean_running": _mean(rows["mean_running"], paid),
+        "busy_share": _mean(rows["busy_share"], paid),
         "mfu": _ratio(flops.sum(), seconds.sum()),
         "kv_utilization": _ratio((rows["kv_utilization"] * kv_total).sum(), kv_total.sum()),
         "kv_peak": float(rows["kv_peak"].max()),
         "prefix_hit_rate": _hit_rate(result),
+        "tokens_per_step": _tokens_per_step(result),
+        "kv_link_utilization": _link_utilization(result, duration),
         "availability": _availability(result),
         "class_fairness": class_fairness(result),
         "cost": cost,
+        "cost_per_hour": float(price),
         "cost_per_million_output_tokens": _ratio(1e6 * cost, tokens_out),
+        "cost_per_thousand_requests": _ratio(1e3 * cost, completed),
+    } | _scaling(result, paid)
+
+
+def _scaling(result: Result, paid: Floats) -> dict[str, float]:
+    """How many replicas were paid for, and how often that was changed; NaN where nothing changes it."""
+    start, end = span(result)
+    replicas = result.replicas
+    return {
+        "replica_hours": float(paid.sum()) * (end - start) / 3600,
+        "mean_replicas": float(paid.sum()),
+        "peak_replicas": int(paid_over_time(result)[1].max()),
+        "scale_ups": int(replicas["ordered"].sum()) if result.autoscaled else UNKNOWN,
+        "scale_downs": int(replicas["released"].sum()) if result.autoscaled else UNKNOWN,
     }
+
+
+def paid_over_time(result: Result) -> tuple[Floats, NDArray[np.int64]]:
+    """(times (T,) s, replicas paid for from then on (T,)), from the start of the run."""
+    start, _ = span(result)
+    count = sum(group.count for group in result.scenario.replicas)
+    if not result.autoscaled:
+        count = len(result.replicas)
+    table = result.scalings
+    known = np.isin(table["power"], (Power.PROVISIONING, Power.OFF))  # the others were paid for before
+    change = np.where(table["power"][known] == Power.OFF, -1, 1)
+    order = np.lexsort((change, table["time"][known]))
+    times = np.concatenate([[start], table["time"][known][order]])
+    return times, count + np.concatenate([[0], np.cumsum(change[order])])
 
 
 def _hit_rate(result: Result) -> float:
@@ -228,16 +278,30 @@ def _hit_rate(result: Result) -> float:
     if not any(group.scheduler.prefix_caching for group in result.scenario.replicas):
         return UNKNOWN
     hits = result.replicas["hit_tokens"].sum()
-    return _ratio(hits, (hits + result.replicas["prefill_done"]).sum())
+    return _ratio(hits, hits + result.replicas["prefill_done"].sum())
+
+
+def _tokens_per_step(result: Result) -> float:
+    """Of the replicas that speculate."""
+    steps = result.replicas["decode_steps"]
+    return _ratio(result.replicas["decode_done"][steps > 0].sum(), steps.sum())
+
+
+def _link_utilization(result: Result, duration: float) -> float:
+    """Share of time that the replicas that prefill send KV; NaN where nothing is handed over."""
+    prefills = np.array([group.role != "decode" for group in result.scenario.replicas])
+    senders = (result.replicas["hands_over"] == 1) & prefills[result.replicas["group"]]
+    return _ratio(result.replicas["sending"][senders].sum(), duration * senders.sum())
 
 
 def _availability(result: Result) -> float:
-    """Share of the replicas' time in which they were up."""
+    """Share of the replicas' paid time in which they were up."""
     start, end = span(result)
     replicas = result.replicas
     since = np.where(replicas["up"] == 0, np.maximum(end - replicas["down_since"], 0.0), 0.0)
-    down = float(np.minimum(replicas["down"] + since, end - start).sum())
-    return 1.0 - _ratio(down, (end - start) * len(replicas)) if end > start else UNKNOWN
+    paid = paid_share(result)
+    down = float(np.minimum(replicas["down"] + since, (end - start) * paid).sum())
+    return 1.0 - _ratio(down, (end - start) * paid.sum()) if end > start else UNKNOWN
 
 
 def class_fairness(result: Result) -> float:
@@ -259,6 +323,11 @@ def served_share(table: NDArray[Any], mine: NDArray[np.bool_]) -> float:
     return float(tokens[table["status"][mine] == Status.FINISHED].sum()) / asked if asked else UNKNOWN
 
 
+def _mean(values: Floats, weights: Floats) -> float:
+    """Mean over replicas, each by the time for which it was paid."""
+    return float(np.average(values, weights=weights)) if weights.any() else UNKNOWN
+
+
 def _ratio(top: float, bottom: float) -> float:
     return float(top / bottom) if bottom > 0 else UNKNOWN
 
@@ -273,6 +342,8 @@ def _loads(result: Result) -> dict[str, float]:
         "busy": replicas["busy"] / [result.groups[group].pp for group in replicas["group"]],
         "outstanding": (samples["waiting"] + samples["running"])[kept],
     }
+    used = np.flatnonzero(paid_share(result) > 0)
+    loads = {quantity: load[..., used] for quantity, load in loads.items()}
     found = {quantity: evenness(load) for quantity, load in loads.items()}
     return {f"load_{quantity}_{name}": found[quantity][name] for quantity in loads for name in MEASURES}
 
@@ -296,7 +367,7 @@ def replica_rows(result: Result) -> dict[str, Any]:
     replicas = result.replicas
     groups = [result.groups[index] for index in replicas["group"]]
     start, end = span(result)
-    duration = max(end - start, 1e-12)
+    duration = np.maximum((end - start) * paid_share(result), 1e-12)
     stages = np.array([group.pp for group in groups], dtype=np.float64)
     tokens = (replicas["prefill_done"] + replicas["decode_done"]).astype(np.float64)
     flops, seconds = _work(result)

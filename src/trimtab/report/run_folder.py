@@ -86,8 +86,9 @@ def load(directory: str | Path) -> Result:
     replicas = _structured(_read(folder, "replicas", dtypes.REPLICA.names or ()), dtypes.REPLICA)
     requests = _read(folder, "requests", REQUEST_COLUMNS)
     requests["status"] = np.array([WORDS.index(word) for word in requests["status"].tolist()], dtype=np.int8)
+    scenario = _read_scenario(folder)
     return Result(
-        scenario=_read_scenario(folder),
+        scenario=scenario,
         provenance=facts["provenance"],
         groups=tuple(Group(**group) for group in facts["groups"]),
         requests=_structured(requests, dtypes.REQUEST),
@@ -97,6 +98,7 @@ def load(directory: str | Path) -> Result:
         samples=_structured(samples, dtypes.SAMPLE).reshape(-1, max(len(replicas), 1)),
         itl_counts=itl,
         cpu_seconds=float(facts["cpu_seconds"]),
+        scalings=_read_scalings(folder, scenario),
     )
 
 
@@ -141,6 +143,8 @@ def _write_tables(result: Result, folder: Path) -> None:
     _write(folder, "requests", requests | _request_extras(result), words={"status": WORDS})
     _write(folder, "iterations", _columns(result.iterations))
     _write(folder, "replicas", _columns(result.replicas))
+    if result.autoscaled:
+        _write(folder, "scalings", _columns(result.scalings))
     replicas = len(result.replicas)
     samples = {
         "time": np.repeat(result.sample_times, replicas),
@@ -243,6 +247,12 @@ def _read_scenario(folder: Path) -> Scenario:
         raise TrimtabError(f"{path} is not valid YAML") from None
     scenario: Scenario = parse(Scenario, data, str(path))
     return scenario
+
+
+def _read_scalings(folder: Path, scenario: Scenario) -> NDArray[Any]:
+    if not any(group.autoscale for group in scenario.replicas):
+        return np.zeros(0, dtypes.SCALING)
+    return _structured(_read(folder, "scalings", dtypes.SCALING.names or ()), dtypes.SCALING)
 
 
 def _write_csv(path: Path, columns: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from trimtab.report.definitions import FAMILIES, MEASURES, REPLICA_COLUMNS, SCAL
 from trimtab.report.digest import CURVE_SHARES, CURVES, load_map
 from trimtab.report.html import LOGO, facts, meaning, source_details, tip
 from trimtab.report.metrics import has_slo, replica_rows, request_columns, span
-from trimtab.report.series import time_series
+from trimtab.report.series import replicas_over_time, time_series
 from trimtab.report.words import number, run_headline
 from trimtab.result import Result
 
@@ -63,12 +63,13 @@ capacity or route better; if in decoding, they are merely long.</p>
 </section>
 <section aria-labelledby="h-times">
 <h2 id="h-times">What happened when?</h2>
-<p class="see">All four charts share the time axis, in seconds since the first arrival.</p>
+<p class="see">All charts share the time axis, in seconds since the first arrival.</p>
 <div class="times">
 {_time_chart("flow", "In and out, requests/s", "Completions below arrivals: the cluster falls behind.")}
 {_time_chart("queue", "Queue, requests", "Requests waiting at all replicas; growth without end is overload.")}
 {_time_chart("tokens", "Output, tokens/s", "Tokens generated; a plateau is the cluster's capacity.")}
 {_time_chart("memory", "KV cache in use", "Share of blocks; near 100 % requests queue or are preempted.")}
+{_fleet_chart(result)}
 </div>
 </section>
 <section aria-labelledby="h-maps">
@@ -103,6 +104,11 @@ the cap.</p>
 
 def _time_chart(name: str, title: str, see: str) -> str:
     return f'<div><h3>{title}</h3><p class="see">{see}</p><div class="plot" id="{name}"></div></div>'
+
+
+def _fleet_chart(result: Result) -> str:
+    see = "Replicas paid for: on their way, serving or leaving. Late against arrivals is queueing."
+    return _time_chart("fleet", "Replicas", see) if result.autoscaled else ""
 
 
 def _cards(result: Result, summary: dict[str, float]) -> str:
@@ -171,6 +177,7 @@ def _files() -> str:
         ("requests.parquet", "a row per request: pandas.read_parquet, or trimtab.load(folder).requests"),
         ("iterations.parquet", "a row per iteration, up to the recording limit"),
         ("samples.parquet", "load of every replica over time"),
+        ("scalings.parquet", "with autoscaling: when which replica came and went"),
         ("summary.json", "all figures of this page"),
         ("replicas.csv", "a row per replica"),
         ("scenario.yaml", "run it again: trimtab simulate scenario.yaml"),
@@ -214,6 +221,7 @@ def run_data(result: Result, summary: dict[str, float]) -> dict[str, Any]:
             "waiting": series["waiting"].sum(axis=1),
             "decode_tokens": series["decode_tokens"],
             "kv_used": _replica_lines(series["kv_used"]),
+            "replicas": replicas_over_time(result, BINS) if result.autoscaled else None,
         },
         "heat": {
             "load": load,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from trimtab.engine.dtypes import Status
 from trimtab.report.load import binned_mean
-from trimtab.report.metrics import span
+from trimtab.report.metrics import paid_over_time, span
 from trimtab.result import Result
 
 Floats = NDArray[np.float64]
@@ -46,6 +46,16 @@ def time_series(result: Result, bins: int = 120) -> dict[str, Floats]:
         "running": binned_mean(result.sample_times, samples["running"], edges),
         "kv_used": binned_mean(result.sample_times, samples["kv_used"], edges),
     }
+
+
+def replicas_over_time(result: Result, bins: int = 120) -> Floats:
+    """(bins,) replicas that are paid for, mean over each of ``bins`` equal spans of the run."""
+    start, end = span(result)
+    edges = np.linspace(start, max(end, start + 1e-9), bins + 1)
+    times, counts = paid_over_time(result)
+    ends = np.append(times[1:], np.inf)
+    spans = np.minimum(ends[:, None], edges[None, 1:]) - np.maximum(times[:, None], edges[None, :-1])
+    return np.asarray((np.maximum(spans, 0.0) * counts[:, None]).sum(axis=0) / (edges[1] - edges[0]))
 
 
 def _spread(start: Floats, end: Floats, amount: NDArray[Any], edges: Floats) -> Floats:

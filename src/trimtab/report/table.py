@@ -37,7 +37,16 @@ CLUSTER = (
     ("Mean queue length per replica:", "mean_queue_length"),
     ("KV utilisation, mean (%):", "kv_utilization"),
     ("Model FLOPs utilisation (%):", "mfu"),
+    ("Tokens per decode step:", "tokens_per_step"),
     ("Busiest replica / mean, over time:", "load_outstanding_max_over_mean"),
+)
+SCALING = (
+    ("Replicas paid for, mean:", "mean_replicas"),
+    ("Replicas paid for, most:", "peak_replicas"),
+    ("Replicas called:", "scale_ups"),
+    ("Replicas sent away:", "scale_downs"),
+    ("Cost per hour (USD):", "cost_per_hour"),
+    ("Cost per 1M output tokens (USD):", "cost_per_million_output_tokens"),
 )
 # A comparison's metrics in the order in which they claim room on the terminal; the page has all.
 ON_TERMINAL = (
@@ -69,6 +78,9 @@ def bench_table(summary: dict[str, float]) -> str:
         lines += [f"{title:-^{WIDTH}}", *rows] if rows else []
     lines.append(f"{'Cluster':-^{WIDTH}}")
     lines += [line for label, key in CLUSTER for line in _line(label, key, summary)]
+    if not math.isnan(summary["scale_ups"]):
+        lines.append(f"{'Autoscaling':-^{WIDTH}}")
+        lines += [line for label, key in SCALING for line in _line(label, key, summary)]
     lines.append("=" * WIDTH)
     return "\n".join(lines)
 

@@ -22,6 +22,12 @@ def sequences(state: State, batch: int) -> int:
 
 
 @jit
+def decode_width(state: State, group: int) -> int:
+    """Tokens of the budget that a decode takes: itself and its drafts."""
+    return 1 + state.groups["draft_tokens"][group]
+
+
+@jit
 def needs_block(state: State, lane: int, slot: int, block_size: int) -> bool:
     """Whether the next token of a decode falls into a new KV block."""
     return (state.lanes["epoch"][lane] + state.slots["offset"][lane, slot] - 1) % block_size == 0

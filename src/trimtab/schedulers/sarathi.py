@@ -9,6 +9,7 @@ from trimtab.engine.lanes import add_prefill, blocks_for, move_slot
 from trimtab.engine.queue import dequeue
 from trimtab.engine.state import State
 from trimtab.schedulers.common import (
+    decode_width,
     drop_moved,
     free_blocks,
     mark_moved,
@@ -38,7 +39,8 @@ def form_sarathi(state: State, replica: int, batch: int, now: float) -> None:
 def room(state: State, replica: int, batch: int) -> int:
     """Tokens of the budget that the batch has not used."""
     group = state.replicas["group"][replica]
-    used = state.batches["prefill_tokens"][batch] + state.batches["decodes"][batch]
+    decodes = state.batches["decodes"][batch] * decode_width(state, group)
+    used = state.batches["prefill_tokens"][batch] + decodes
     return max(0, state.groups["token_budget"][group] - used)
 
 

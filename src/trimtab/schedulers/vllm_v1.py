@@ -3,8 +3,9 @@
 Running requests come first, in the order they were admitted; then waiting ones while budget, KV and
 ``max_num_seqs`` last, and only if KV did not run short in this step. When it does the last running
 request is preempted (policy "priority": the one of largest priority value, then latest arrival). A
-victim in flight in another pipeline batch is waited for (vLLM takes its blocks at once). Source:
-vllm/v1/core/sched/scheduler.py.
+victim in flight in another pipeline batch is waited for (vLLM takes its blocks at once). With
+speculation a decode takes one more than its drafts of the budget, all or none (vLLM cuts its drafts
+down). Source: vllm/v1/core/sched/scheduler.py.
 """
 
 from __future__ import annotations
@@ -12,16 +13,25 @@ from __future__ import annotations
 from trimtab.engine.batches import add_chunk, add_decodes, drop_chunk
 from trimtab.engine.dtypes import NEVER, NONE
 from trimtab.engine.jit import jit
-from trimtab.engine.lanes import add_prefill, blocks_for, free_lane, move_slot, preempt, run_pool
+from trimtab.engine.lanes import (
+    add_prefill,
+    blocks_for,
+    blocks_to_step,
+    free_lane,
+    move_slot,
+    preempt,
+    run_pool,
+)
 from trimtab.engine.prefix import enter, hit_blocks
 from trimtab.engine.queue import dequeue, goes_before
+from trimtab.engine.speculation import tokens_of_step
 from trimtab.engine.state import State
 from trimtab.schedulers.common import (
+    decode_width,
     drop_moved,
     free_blocks,
     make_room,
     mark_moved,
-    needs_block,
     sequences,
 )
 from trimtab.schedulers.sarathi import remaining, room
@@ -31,6 +41,8 @@ from trimtab.schedulers.sarathi import remaining, room
 def form_vllm_v1(state: State, replica: int, batch: int, now: float) -> None:
     """Running first, then waiting; a step that only preempted is followed by the next at once."""
     batches = state.batches
+    if state.groups["draft_tokens"][state.replicas["group"][replica]] > 0:
+        batches["emits"][batch] = tokens_of_step(state, replica)
     while True:
         batches["preempted"][batch] = 0
         batches["short"][batch] = 0
@@ -50,7 +62,7 @@ def continue_running(state: State, replica: int, batch: int) -> None:
     if state.lanes["count"][pool] == 0:
         return
     in_place = state.batches["lane"][batch] == pool
-    needed = state.phases[pool, state.lanes["epoch"][pool] % state.groups["block_size"][group]]
+    needed = blocks_to_step(state, group, pool, state.batches["emits"][batch])
     spare = free_blocks(state, replica) - needed
     if (
         spare >= 0
@@ -74,7 +86,7 @@ def tail_fits(state: State, group: int, pool: int, spare: int) -> bool:
     if lanes["prefilling"][pool] == 0:
         return True
     slot = lanes["count"][pool] - 1
-    budget = state.groups["token_budget"][group] - lanes["decodes"][pool]
+    budget = state.groups["token_budget"][group] - lanes["decodes"][pool] * decode_width(state, group)
     if lanes["prefilling"][pool] > 1 or budget <= 0:
         return False
     tokens = min(remaining(state, state.slots["request"][pool, slot]), budget)
@@ -86,7 +98,7 @@ def steps_together(state: State, group: int, pool: int) -> bool:
     """Whether every decode certainly gets its token: none behind a prompt, budget for all."""
     lanes = state.lanes
     prompts = lanes["prefilling"][pool]
-    if lanes["decodes"][pool] > state.groups["token_budget"][group]:
+    if lanes["decodes"][pool] * decode_width(state, group) > state.groups["token_budget"][group]:
         return False
     if prompts > 0 and state.groups["priority"][group]:
         return False  # a prompt may preempt a decode
@@ -124,8 +136,11 @@ def walk_running(state: State, replica: int, batch: int) -> None:
     while slot < state.lanes["count"][pool] and budget > 0:
         request = state.slots["request"][pool, slot]
         decoding = state.slots["finish"][pool, slot] != NEVER
-        tokens = 1 if decoding else min(remaining(state, request), budget)
-        blocks = blocks_needed(state, group, pool, slot, tokens)
+        tokens = decode_width(state, group) if decoding else min(remaining(state, request), budget)
+        if tokens > budget:
+            break
+        kept = state.batches["emits"][batch] if decoding else tokens
+        blocks = blocks_needed(state, group, pool, slot, kept)
         returned = make_room_v1(state, replica, batch, slot, blocks)
         if returned == NONE:
             break
@@ -142,10 +157,12 @@ def walk_running(state: State, replica: int, batch: int) -> None:
 
 @jit
 def blocks_needed(state: State, group: int, pool: int, slot: int, tokens: int) -> int:
-    """New KV blocks for the next ``tokens`` of a running request."""
-    block = state.groups["block_size"][group]
-    if state.slots["finish"][pool, slot] != NEVER:
-        return 1 if needs_block(state, pool, slot, block) else 0
+    """New KV blocks for the next ``tokens`` of a running request, or fewer where its answer ends."""
+    block, epoch = state.groups["block_size"][group], state.lanes["epoch"][pool]
+    finish = state.slots["finish"][pool, slot]
+    if finish != NEVER:
+        held = epoch + state.slots["offset"][pool, slot] - 1
+        return blocks_for(held + min(tokens, finish - epoch), block) - blocks_for(held, block)
     processed = state.requests["processed"][state.slots["request"][pool, slot]]
     return blocks_for(processed + tokens, block) - blocks_for(processed, block)
 
@@ -213,10 +230,11 @@ def take_back(state: State, replica: int, batch: int, slot: int) -> int:
     """Preempt a request that is already in the batch being formed; returns its tokens."""
     lane = state.batches["lane"][batch]
     group = state.replicas["group"][replica]
-    tokens = 1
+    tokens, kept = decode_width(state, group), state.batches["emits"][batch]
     if state.slots["finish"][lane, slot] == NEVER:
         tokens = drop_chunk(state, group, batch, state.slots["request"][lane, slot])
-    state.replicas["kv_used"][replica] -= blocks_needed(state, group, lane, slot, tokens)
+        kept = tokens
+    state.replicas["kv_used"][replica] -= blocks_needed(state, group, lane, slot, kept)
     preempt(state, replica, lane, slot)
     return tokens
 

@@ -35,6 +35,7 @@
     ["tokens", [{ name: "output", colour: colour(2), values: series.decode_tokens }], "tokens/s"],
     ["memory", Object.entries(series.kv_used).map(([name, values], index) => ({ name, colour: colour(index), values })), "share"],
   ];
+  if (series.replicas) charts.push(["fleet", [{ name: "replicas", colour: colour(3), values: series.replicas }], ""]);
   for (const [id, lines, unit] of charts) {
     legend(byId(id), lines);
     timeline(byId(id), { ...shared, lines, unit, label: `${id} over time: ${lines.map((line) => `${line.name} up to ${show(most(line.values), unit)}`).join(", ")}` });

@@ -439,7 +439,9 @@ def _find_files(data: Any, keys: tuple[str, ...], folder: Path) -> None:
         value = entry.get(keys[0]) if isinstance(entry, dict) else None
         if len(keys) > 1 and value is not None:
             _find_files(value, keys[1:], folder)
-        elif isinstance(value, str) and (keys[0] == "path" or value.endswith((".json", ".yaml"))):
+        elif isinstance(value, str) and (
+            keys[0] == "path" or value.endswith((".json", ".yaml", ".safetensors"))
+        ):
             for candidate in (folder / value, Path(value)):
                 # Look-up tables are named by the beginning that their files share.
                 if candidate.exists() or any(candidate.parent.glob(f"{candidate.name}__*.csv*")):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trimtab.cli import calibrate, catalogue, compare, profile, scenario, simulate, workload
+from trimtab.cli import calibrate, catalogue, compare, profile, scenario, simulate, train, workload
 
 app = typer.Typer(
     name="trimtab",
@@ -34,6 +34,7 @@ def trimtab(
 
 app.command("simulate")(simulate.simulate)
 app.command("compare")(compare.compare)
+app.command("train")(train.train)
 app.command("report")(simulate.report)
 app.add_typer(scenario.app, name="scenario")
 app.add_typer(workload.app, name="workload")

@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trimtab.learn.facts import watch
 from trimtab.learn.policy import Critic, Decisions, Scorer, unpack
 from trimtab.learn.presets import PpoConfig, TrainConfig
 from trimtab.learn.rewards import lateness, rewards
 from trimtab.learn.rollout import Acting, Episode, play_groups
-from trimtab.learn.scenarios import EASY, FIRST_SEED, HARD, Level, between
+from trimtab.learn.scenarios import EASY, FIRST_SEED, HARD, Draw, Level, between, draw_scenario
 
 Floats = NDArray[np.float64]
 NUM_LOGGED_SHARES = 16
@@ -55,12 +56,13 @@ class Learner:
     reward_scale: float = 1.0
     decisions_seen: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    draw: Draw = draw_scenario
 
     def acting(self) -> Acting:
         return Acting(self.scorer.flat(), self.scorer.hidden, self.temperature, self.config.ppo.bias_rate)
 
 
-def new_learner(config: TrainConfig, cloned: Scorer) -> Learner:
+def new_learner(config: TrainConfig, cloned: Scorer, draw: Draw = draw_scenario) -> Learner:
     """Starts from the cloned policy, which also stays as the reference."""
     torch.manual_seed(config.seed)
     scorer, reference = Scorer(config.hidden), Scorer(config.hidden)
@@ -73,18 +75,18 @@ def new_learner(config: TrainConfig, cloned: Scorer) -> Learner:
     )
     return Learner(
         config, scorer, critic, reference, optimizer,
-        temperature=config.ppo.temperature, kl_coef=config.ppo.kl_ref_coef_initial,
+        temperature=config.ppo.temperature, kl_coef=config.ppo.kl_ref_coef_initial, draw=draw,
     )  # fmt: skip
 
 
 def train_update(learner: Learner) -> dict[str, float]:
     """One update. Returns its measurements, by CleanRL's names where it has them."""
     config, started = learner.config.ppo, time.perf_counter()
-    groups = play_groups(_seeds(learner), level(learner), learner.acting(), config.plays)
+    groups = play_groups(_seeds(learner), level(learner), learner.acting(), config.plays, learner.draw)
     played = time.perf_counter()
     batch, facts = make_batch(learner, groups)
     learner.decisions_seen += len(batch.decisions)
-    facts |= improve(learner, batch)
+    facts |= improve(learner, batch) | watch(groups, learner.config.reward)
     ended = time.perf_counter()
     facts["time/sps"] = len(batch.decisions) / (ended - started)
     facts["time/sps_simulated"] = len(batch.decisions) / (played - started)

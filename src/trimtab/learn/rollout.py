@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trimtab.cluster import Fleet
 from trimtab.engine.state import State
 from trimtab.errors import TrimtabError
-from trimtab.learn.scenarios import Level, build_episode, draw_scenario
+from trimtab.learn.scenarios import Draw, Level, build_episode, draw_scenario
 from trimtab.routers import Router
 from trimtab.routers.learned import make_brain
 from trimtab.scenario import Scenario
@@ -80,12 +80,14 @@ def play(
     return Episode(scenario, state)
 
 
-def play_group(seed: int, level: Level, acting: Acting, plays: int) -> list[Episode]:
+def play_group(
+    seed: int, level: Level, acting: Acting, plays: int, draw: Draw = draw_scenario
+) -> list[Episode]:
     """The scenario that ``seed`` draws, ``plays`` times with the same arrivals."""
     rng = np.random.default_rng(seed)
     while True:
         try:
-            scenario = draw_scenario(rng, level)
+            scenario = draw(rng, level)
             traffic, fleets = build_episode(scenario)
         except TrimtabError:
             continue  # a fleet that cannot hold the longest request: draw another
@@ -93,12 +95,17 @@ def play_group(seed: int, level: Level, acting: Acting, plays: int) -> list[Epis
 
 
 def play_groups(
-    seeds: Sequence[int], level: Level, acting: Acting, plays: int, threads: int = THREADS
+    seeds: Sequence[int],
+    level: Level,
+    acting: Acting,
+    plays: int,
+    draw: Draw = draw_scenario,
+    threads: int = THREADS,
 ) -> list[list[Episode]]:
     """Many groups, in threads: the engine holds no lock. The order is that of ``seeds``."""
 
     def one(seed: int) -> list[Episode]:
-        return play_group(seed, level, acting, plays)
+        return play_group(seed, level, acting, plays, draw)
 
     return spread(one, seeds, threads)
 

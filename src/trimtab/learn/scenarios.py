@@ -6,12 +6,14 @@ lengths come from another trace, and seeds of training are far above those of ev
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from trimtab.cluster import Fleet
+from trimtab.conditions import assign_classes
 from trimtab.engine.dtypes import Status
 from trimtab.fleet import build_fleets
 from trimtab.scenario import Scenario, load_scenario
@@ -39,6 +41,8 @@ class Level:
     least_load: float = 0.5  # of saturation
     most_load: float = 1.0
 
+
+Draw = Callable[[np.random.Generator, Level], Scenario]
 
 EASY = Level(most_replicas=4, mixed=0.0, shared=0.0, bursty=0.0, stale=0.0, failing=0.0, most_load=0.9)
 HARD = Level()
@@ -144,5 +148,6 @@ def saturation(data: Json) -> float:
 def build_episode(scenario: Scenario) -> tuple[Traffic, list[Fleet]]:
     """What ``simulation.start`` needs."""
     traffic = build_traffic(scenario.workload, scenario.seed)
+    assign_classes(traffic.requests, scenario)
     fleets, _ = build_fleets(scenario, traffic.requests)
     return traffic, fleets

@@ -76,7 +76,8 @@ def train(
     """Train the learned router: demonstrations, behaviour cloning, PPO."""
     flags = {
         "seed": seed, "clone.steps_per_policy": steps_per_policy, "clone.epochs": epochs,
-        "clone.include_imbalanced": include_imbalanced, "clone.batch_size": batch_size, "ppo.updates": updates,
+        "clone.include_imbalanced": include_imbalanced, "clone.batch_size": batch_size,
+        "ppo.updates": updates,
     }  # fmt: skip
     run = _run_of(scenario, out, preset, setting, flags, save_every, wandb)
     from trimtab.learn.train import STAGES, Screen, forget
@@ -167,7 +168,7 @@ def _where_to_start(checkpoints: Checkpoints, resume: bool | None, start: str | 
         return start or present[0]
     if not sys.stdin.isatty():
         raise TrimtabError(
-            f"{checkpoints.folder} holds a checkpoint: say --resume to go on from it, or --fresh to begin again"
+            f"{checkpoints.folder} holds a checkpoint: --resume goes on from it, --fresh begins again"
         )
     return _ask(checkpoints, present[0])
 

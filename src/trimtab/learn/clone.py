@@ -40,7 +40,8 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Agreement:
-    """A clone against one teacher, on scenarios that it did not learn from. ``accuracy``: same choice;
+    """A clone against one teacher, on scenarios that it did not learn from. ``accuracy``: the
+    same choice, or a replica that looks the same in every feature, among which teachers toss a coin;
     ``chance``: that of a coin. Where costs are known: Kendall's tau-b and Spearman's rho of the scores
     with minus the costs, and ``regret`` of the clone's choice over that of a coin."""
 
@@ -76,8 +77,8 @@ def clone(
     lessons, order = _lessons(found), np.flatnonzero(~held_out)
     if not len(order) or not held_out.any():
         raise TrimtabError(
-            f"{len(found)} demonstrations of {len(np.unique(found.scenario))} scenarios are too few to clone; "
-            "raise clone.steps_per_policy"
+            f"{len(found)} demonstrations of {len(np.unique(found.scenario))} scenarios are too few "
+            "to clone; raise clone.steps_per_policy"
         )
     scorer = Scorer(config.hidden, config.seed)
     settings = config.clone
@@ -142,26 +143,36 @@ def _loss(scorer: Scorer, lessons: Lessons, temperature: float) -> Tensor:
 
 def agreement(scorer: Scorer, found: Demonstrations, rows: NDArray[np.bool_]) -> list[Agreement]:
     """Per teacher, over the decisions at ``rows`` (N,)."""
+    decisions = unpack(found.rows[rows])
     with torch.no_grad():
-        scores = scorer(unpack(found.rows[rows])).double().numpy()
+        scores = scorer(decisions).double().numpy()
+    looks = decisions.features.numpy()
     chosen = found.rows[rows, 0].astype(np.int64)
     costs, teacher = found.costs[rows], found.teacher[rows]
     result = []
     for index, name in enumerate(found.teachers):
         mine = teacher == index
         if mine.any():
-            result.append(_agreement(name, scores[mine], chosen[mine], costs[mine]))
+            result.append(_agreement(name, scores[mine], chosen[mine], looks[mine], costs[mine]))
     return result
 
 
-def _agreement(name: str, scores: Floats, chosen: NDArray[np.int64], costs: NDArray[np.float32]) -> Agreement:
+def _agreement(
+    name: str,
+    scores: Floats,
+    chosen: NDArray[np.int64],
+    looks: NDArray[np.float32],
+    costs: NDArray[np.float32],
+) -> Agreement:
+    each, usable = np.arange(len(scores)), np.isfinite(scores)
     picked = scores.argmax(axis=1)
-    accuracy = float((picked == chosen).mean())
-    chance = float((1.0 / np.isfinite(scores).sum(axis=1)).mean())
+    alike = (looks == looks[each, chosen][:, None, :]).all(axis=2) & usable
+    accuracy = float(alike[each, picked].mean())
+    chance = float((alike.sum(axis=1) / usable.sum(axis=1)).mean())
     if np.isnan(costs[:, 0]).any():
         return Agreement(name, len(chosen), accuracy, chance)
     regret = _regret(costs)
-    mine = regret[np.arange(len(picked)), picked].mean()
+    mine = regret[each, picked].mean()
     coin = np.mean([row[np.isfinite(row)].mean() for row in regret])
     tau, rho = rank_agreement(scores, -costs.astype(np.float64))
     return Agreement(name, len(chosen), accuracy, chance, tau, rho, float(mine / max(coin, 1e-9)))

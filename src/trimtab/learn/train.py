@@ -30,7 +30,7 @@ from trimtab.learn.demonstrations import (
     save_demonstrations,
 )
 from trimtab.learn.given import source
-from trimtab.learn.held_out import HeldOut
+from trimtab.learn.held_out import YARDSTICK, HeldOut
 from trimtab.learn.monitor import Monitor, Watch
 from trimtab.learn.policy import Scorer, save_policy, write_whole
 from trimtab.learn.ppo import Learner, new_learner, train_update
@@ -216,8 +216,8 @@ def _publish(run: Run, screen: Screen) -> Path:
     about = {"stage": "ppo", "update": best.update, "eval/p99_ttft_ratio": best.value}
     save_policy(_policy(run, learner.scorer, about), path)
     screen.note(
-        f"best after update {best.update}: p99 time to first token {best.value:.3f} of lmetric's "
-        "on held-out scenarios"
+        f"best after update {best.update}: p99 time to first token {best.value:.3f} of {YARDSTICK}'s "
+        "on held-out scenarios (geometric mean)"
     )
     return path
 

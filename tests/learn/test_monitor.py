@@ -15,7 +15,8 @@ from learning import always, small_run, tiny
 
 from trimtab.learn.facts import busiest_share, queue_variance
 from trimtab.learn.held_out import FIRST_HELD_OUT, NUM_SCENARIOS, HeldOut
-from trimtab.learn.monitor import COLUMNS, MEASURES, NORMAL, Monitor, Watch
+from trimtab.learn.measures import COLUMNS, MEASURES, NORMAL, Watch
+from trimtab.learn.monitor import Monitor
 from trimtab.learn.policy import Scorer
 from trimtab.learn.ppo import Learner, new_learner, train_update
 from trimtab.learn.presets import TrainConfig, override

@@ -31,7 +31,8 @@ from trimtab.learn.demonstrations import (
 )
 from trimtab.learn.given import source
 from trimtab.learn.held_out import YARDSTICK, HeldOut
-from trimtab.learn.monitor import Monitor, Watch
+from trimtab.learn.measures import Watch
+from trimtab.learn.monitor import Monitor
 from trimtab.learn.policy import Scorer, save_policy, write_whole
 from trimtab.learn.ppo import Learner, new_learner, train_update
 from trimtab.learn.presets import TrainConfig

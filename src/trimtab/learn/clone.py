@@ -91,7 +91,7 @@ def clone(
         for batch in shuffled.split(settings.batch_size):
             loss = _loss(scorer, lessons.select(batch), config.ppo.temperature)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
             optimizer.step()
             total += float(loss.detach()) * len(batch)

@@ -38,7 +38,7 @@ class HeldOut:
         if not self.cases:
             self.cases = spread(self._case, range(NUM_SCENARIOS))
         steady = Acting(acting.values, acting.hidden, 0.0, acting.bias_rate)
-        episodes: list[Episode] = spread(lambda case: play(*case[:3], steady), self.cases)
+        episodes: list[Episode] = spread(lambda case: play(case[0], case[1], case[2], steady), self.cases)
         ratios = [_tail(one) / case[3] for one, case in zip(episodes, self.cases, strict=True)]
         good = [float((_done(one.state) & ~missed_slo(one)).mean()) for one in episodes]
         shares = [share for share in map(busiest_share, episodes) if np.isfinite(share)]

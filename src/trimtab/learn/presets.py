@@ -69,6 +69,26 @@ class PpoConfig:
 
 
 @dataclass(frozen=True)
+class EvolveConfig:
+    """Evolution strategies on ``courses`` of ``pool`` scenarios a generation, ``pairs`` of trials each.
+
+    ``hardness`` weighs the courses where a rival is better; ``mean``, ``slower`` and ``missed`` the mean time
+    to first token, a mean E2E more than 2 % above the best rival's, and SLOs that it met.
+    """
+
+    generations: int = 0
+    pool: int = 240
+    courses: int = 20
+    pairs: int = 16
+    sigma: float = 0.02
+    learning_rate: float = 0.02
+    hardness: float = 0.3
+    mean: float = 0.3
+    slower: float = 2.0
+    missed: float = 3.0
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that a run of ``trimtab train`` depends on."""
 
@@ -77,6 +97,7 @@ class TrainConfig:
     hidden: int = 16
     clone: CloneConfig = field(default_factory=CloneConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
+    evolve: EvolveConfig = field(default_factory=EvolveConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
 
     def as_dict(self) -> dict[str, Any]:
@@ -154,7 +175,7 @@ def override(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:
 
 
 def _paths() -> list[str]:
-    sections = {"clone": CloneConfig, "ppo": PpoConfig, "reward": RewardConfig}
+    sections = {"clone": CloneConfig, "ppo": PpoConfig, "evolve": EvolveConfig, "reward": RewardConfig}
     names = [f"{head}.{each.name}" for head, kind in sections.items() for each in fields(kind)]
     return ["seed", "hidden", *names]
 

@@ -31,10 +31,10 @@ class PpoConfig:
     """One update: ``groups`` scenarios, each played ``plays`` times with the same arrivals."""
 
     updates: int = 150
-    groups: int = 16
-    plays: int = 2
-    epochs: int = 2
-    minibatch: int = 8192
+    groups: int = 8
+    plays: int = 8
+    epochs: int = 1
+    minibatch: int = 4096
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-4
     gamma: float = 0.0

@@ -96,6 +96,17 @@ class Scorer(nn.Module):
         scores = torch.zeros(decisions.present.shape).index_put((row, column), score) + decisions.bias
         return scores.masked_fill(~decisions.accepting, float("-inf"))
 
+    def lean_on_heuristic(self, sharpness: float) -> None:
+        """Start as a heuristic, of which the rest learns the residual: the wait for the first token, and half
+        as much the decoding that a replica has before it. Both are logarithms of seconds, so that their
+        sum is that of a product."""
+        names = list(FEATURES)
+        with torch.no_grad():
+            self.skip.zero_()
+            self.skip[0, names.index("first_token")] = -sharpness
+            self.skip[0, names.index("decoding")] = -0.5 * sharpness
+            self.last.zero_()
+
     def flat(self) -> NDArray[np.float64]:
         """(policy_size(hidden),) as the engine wants it."""
         values = [getattr(self, name).detach().double().numpy().ravel() for name in parts(self.hidden)]

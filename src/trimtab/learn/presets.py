@@ -95,6 +95,7 @@ class TrainConfig:
     preset: str = "lossfree"
     seed: int = 0
     hidden: int = 16
+    residual: float = 20.0  # sharpness of the heuristic that the policy starts from; 0: from nothing
     clone: CloneConfig = field(default_factory=CloneConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
     evolve: EvolveConfig = field(default_factory=EvolveConfig)
@@ -115,6 +116,7 @@ _SEED_CLONE = CloneConfig(
 PRESETS: dict[str, TrainConfig] = {
     "original": TrainConfig(
         preset="original",
+        residual=0.0,
         clone=replace(_SEED_CLONE, include_imbalanced=False),
         ppo=replace(
             _SEED_PPO,
@@ -129,6 +131,7 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "optimized": TrainConfig(
         preset="optimized",
+        residual=0.0,
         clone=_SEED_CLONE,
         ppo=replace(
             _SEED_PPO,
@@ -177,7 +180,7 @@ def override(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:
 def _paths() -> list[str]:
     sections = {"clone": CloneConfig, "ppo": PpoConfig, "evolve": EvolveConfig, "reward": RewardConfig}
     names = [f"{head}.{each.name}" for head, kind in sections.items() for each in fields(kind)]
-    return ["seed", "hidden", *names]
+    return ["seed", "hidden", "residual", *names]
 
 
 def _alike(path: str, value: Any, default: Any) -> Any:

@@ -22,13 +22,14 @@ from trimtab.learn.presets import EvolveConfig
 from trimtab.learn.rollout import spread
 from trimtab.learn.scenarios import FIRST_SEED, HARD, build_episode, draw_scenario
 from trimtab.routers import Router, get_router
+from trimtab.routers.features import NUM_FEATURES
 from trimtab.routers.learned import make_brain
 from trimtab.scenario import Scenario
 from trimtab.simulation import start
 from trimtab.workload import Traffic
 
 Floats = NDArray[np.float64]
-RIVALS = ("least-pending-prefill", "preble", "lmetric", "vllm-dp", "llm-d")
+RIVALS = ("least-pending-prefill", "preble", "lmetric", "vllm-dp", "llm-d", "sticky-session")
 LATE = 60.0  # s: the first token of a request that was never served
 
 
@@ -64,6 +65,14 @@ class Evolution:
 
     def __post_init__(self) -> None:
         self.first, self.second = np.zeros_like(self.values), np.zeros_like(self.values)
+
+
+def begin(values: Floats, hidden: int) -> Evolution:
+    """From a policy that was trained to toss: its scores scaled down to order one, which changes no choice."""
+    outputs = slice(len(values) - hidden - NUM_FEATURES, len(values))
+    scaled = values.copy()
+    scaled[outputs] /= max(np.abs(values[outputs]).max(), 1e-9)
+    return Evolution(scaled, hidden)
 
 
 def figures(state: State, slo_ttft: float, slo_tpot: float) -> Figures:

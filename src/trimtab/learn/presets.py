@@ -30,7 +30,7 @@ class CloneConfig:
 class PpoConfig:
     """One update: ``groups`` scenarios, each played ``plays`` times with the same arrivals."""
 
-    updates: int = 150
+    updates: int = 30
     groups: int = 8
     plays: int = 8
     epochs: int = 1
@@ -55,7 +55,7 @@ class PpoConfig:
     temperature_rate: float = 0.02
     kl_ref_coef_initial: float = 0.1
     kl_ref_coef_final: float = 0.0
-    kl_ref_decay_steps: int = 100  # updates
+    kl_ref_decay_steps: int = 30  # updates
     kl_target: float | None = None  # adaptive coefficient instead of the schedule
     kl_horizon: float = 50.0  # updates
     target_kl: float = 0.05  # stops an update's epochs
@@ -65,7 +65,7 @@ class PpoConfig:
     max_grad_norm: float = 0.5
     stabilization_updates: int = 0  # act, learn the critic, leave the policy
     bias_rate: float = 0.0
-    curriculum_updates: int = 40
+    curriculum_updates: int = 10
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class EvolveConfig:
     to first token, a mean E2E more than 2 % above the best rival's, and SLOs that it met.
     """
 
-    generations: int = 0
+    generations: int = 120
     pool: int = 240
     courses: int = 20
     pairs: int = 16
     sigma: float = 0.02
     learning_rate: float = 0.02
-    hardness: float = 0.3
+    hardness: float = 0.6
     mean: float = 0.3
     slower: float = 2.0
     missed: float = 3.0

@@ -68,7 +68,7 @@ class Evolution:
 
 
 def begin(values: Floats, hidden: int) -> Evolution:
-    """From a policy that was trained to toss: its scores scaled down to order one, which changes no choice."""
+    """From a policy that was trained to toss: scores scaled down to order one, which changes no choice."""
     outputs = slice(len(values) - hidden - NUM_FEATURES, len(values))
     scaled = values.copy()
     scaled[outputs] /= max(np.abs(values[outputs]).max(), 1e-9)

@@ -30,7 +30,7 @@ class CloneConfig:
 class PpoConfig:
     """One update: ``groups`` scenarios, each played ``plays`` times with the same arrivals."""
 
-    updates: int = 30
+    updates: int = 20
     groups: int = 8
     plays: int = 8
     epochs: int = 1
@@ -46,7 +46,7 @@ class PpoConfig:
     value_coef: float = 0.5
     entropy_coef: float = 0.002
     entropy_warmup_coef: float = 0.0
-    warmup_updates: int = 10
+    warmup_updates: int = 5
     entropy_min: float = 0.05  # of log(replicas); below it a penalty pulls back
     temperature: float = 1.0
     min_temperature: float = 0.5
@@ -55,7 +55,7 @@ class PpoConfig:
     temperature_rate: float = 0.02
     kl_ref_coef_initial: float = 0.1
     kl_ref_coef_final: float = 0.0
-    kl_ref_decay_steps: int = 30  # updates
+    kl_ref_decay_steps: int = 20  # updates
     kl_target: float | None = None  # adaptive coefficient instead of the schedule
     kl_horizon: float = 50.0  # updates
     target_kl: float = 0.05  # stops an update's epochs
@@ -65,7 +65,7 @@ class PpoConfig:
     max_grad_norm: float = 0.5
     stabilization_updates: int = 0  # act, learn the critic, leave the policy
     bias_rate: float = 0.0
-    curriculum_updates: int = 10
+    curriculum_updates: int = 5
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class EvolveConfig:
     generations: int = 120
     pool: int = 240
     courses: int = 20
-    pairs: int = 16
+    pairs: int = 12
     sigma: float = 0.02
     learning_rate: float = 0.02
     hardness: float = 0.6

@@ -13,7 +13,7 @@ pytest.importorskip("safetensors", reason="the extra `learn` is not installed")
 from learning import tiny  # noqa: E402
 
 from trimtab.engine.dtypes import Outcome  # noqa: E402
-from trimtab.learn.policy import Decisions, Scorer, save_policy, unpack  # noqa: E402
+from trimtab.learn.policy import Scorer, save_policy, unpack  # noqa: E402
 from trimtab.learn.rollout import Acting, Episode, play  # noqa: E402
 from trimtab.learn.scenarios import build_episode  # noqa: E402
 from trimtab.routers import Router  # noqa: E402
@@ -107,14 +107,12 @@ def test_the_request_itself_is_observed() -> None:
 def test_order_of_replicas_is_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     for size in (1, 2, 7, 64):
-        present = torch.ones(3, size, dtype=torch.bool)
-        features = torch.rand(3, size, NUM_FEATURES, generator=generator)
-        context = torch.rand(3, NUM_CONTEXT, generator=generator)
-        bias = torch.rand(3, size, generator=generator)
+        each = torch.rand(3, size, 2 + NUM_FEATURES, generator=generator)
+        head = torch.rand(3, 2 + NUM_CONTEXT, generator=generator)
+        head[:, 0], head[:, 1] = 0, size
         order = torch.randperm(size, generator=generator)
-        chosen = torch.zeros(3, dtype=torch.long)
-        plain = Decisions(features, present, present, bias, context, chosen)
-        permuted = Decisions(features[:, order], present, present, bias[:, order], context, chosen)
+        plain = unpack(torch.cat([head, each.reshape(3, -1)], dim=1).numpy())
+        permuted = unpack(torch.cat([head, each[:, order].reshape(3, -1)], dim=1).numpy())
         policy = scorer(size)
         with torch.no_grad():
             torch.testing.assert_close(policy(plain)[:, order], policy(permuted))

@@ -80,7 +80,7 @@ def clone(
             f"{len(found)} demonstrations of {len(np.unique(found.scenario))} scenarios are too few "
             "to clone; raise clone.steps_per_policy"
         )
-    scorer = Scorer(config.hidden, config.seed)
+    scorer = beginner(config)
     settings = config.clone
     optimizer = torch.optim.Adam(scorer.parameters(), lr=settings.learning_rate)
     fading = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 - epoch / settings.epochs)
@@ -98,6 +98,14 @@ def clone(
         fading.step()
         report(epoch + 1, settings.epochs, f"loss {total / len(rows):.3f}")
     return scorer, agreement(scorer, found, held_out)
+
+
+def beginner(config: TrainConfig) -> Scorer:
+    """What learning begins with: a heuristic of sharpness ``residual``, or chance."""
+    scorer = Scorer(config.hidden, config.seed)
+    if config.residual:
+        scorer.lean_on_heuristic(config.residual)
+    return scorer
 
 
 def hold_out(found: Demonstrations, seed: int) -> NDArray[np.bool_]:

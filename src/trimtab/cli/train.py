@@ -35,7 +35,7 @@ FromOption = Annotated[
     str | None, typer.Option("--from", help="Checkpoint to go on from: latest, previous or best.")
 ]
 UntilOption = Annotated[
-    str, typer.Option("--until", help="Last stage to run: demonstrations, cloning or ppo.")
+    str, typer.Option("--until", help="Last stage to run: demonstrations, cloning, ppo or evolution.")
 ]
 StepsOption = Annotated[
     int | None, typer.Option("--steps-per-policy", help="Demonstrated decisions of each teacher.")
@@ -66,14 +66,14 @@ def train(
     epochs: EpochsOption = None,
     batch_size: BatchOption = None,
     updates: UpdatesOption = None,
-    until: UntilOption = "ppo",
+    until: UntilOption = "evolution",
     resume: ResumeOption = None,
     start: FromOption = None,
     save_every: Annotated[int, typer.Option("--save-every", help="Updates between checkpoints.")] = 10,
     wandb: WandbOption = None,
     quiet: options.QuietOption = False,
 ) -> None:
-    """Train the learned router: demonstrations, behaviour cloning, PPO."""
+    """Train the learned router: demonstrations, behaviour cloning, PPO, evolution."""
     flags = {
         "seed": seed, "clone.steps_per_policy": steps_per_policy, "clone.epochs": epochs,
         "clone.include_imbalanced": include_imbalanced, "clone.batch_size": batch_size,
@@ -97,7 +97,7 @@ def train(
     except KeyboardInterrupt:
         note(_how_to_go_on(run))
         raise
-    if until == "ppo":
+    if until in ("ppo", "evolution"):
         what = scenario or "SCENARIO"
         note(
             f"policy: {written}; against others: trimtab compare {what} "

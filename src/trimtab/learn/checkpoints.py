@@ -60,8 +60,6 @@ class Checkpoints:
 
     def pack(self, learner: Learner, best: Best) -> bytes:
         """All that ``load`` needs, as bytes."""
-        from safetensors.torch import save
-
         tensors = _tensors(learner)
         about = {
             "format": FORMAT,
@@ -73,8 +71,7 @@ class Checkpoints:
             "history": learner.history,
             "best": vars(best),
         }
-        text = json.dumps(about)
-        return bytes(save(tensors, {"trimtab": text, "sha256": _checksum(tensors, text)}))
+        return seal(tensors, about)
 
     def update_of(self, name: str) -> int:
         """Updates done in a checkpoint. Raises TrimtabError where it is damaged."""
@@ -113,7 +110,7 @@ class Checkpoints:
 
     def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path = self.path(name)
-        tensors, about = _open(path) or ({}, {})
+        tensors, about = unseal(path) or ({}, {})
         if _is_ours(about):
             return tensors, about
         what = "was made by another version of trimtab" if about else "is damaged, or is none"
@@ -122,7 +119,7 @@ class Checkpoints:
     def next_whole(self, name: str) -> str | None:
         """The one to go on from where ``name`` will not do."""
         for other in NAMES[NAMES.index(name) + 1 :]:
-            _, about = _open(self.path(other)) or ({}, {})
+            _, about = unseal(self.path(other)) or ({}, {})
             if _is_ours(about):
                 return other
         return None
@@ -138,7 +135,15 @@ def _is_ours(about: dict[str, Any]) -> bool:
     return about.get("format") == FORMAT and about.get("features") == [*FEATURES, *CONTEXT]
 
 
-def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def seal(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
+    """A safetensors file with ``about`` as JSON in its header, and a checksum over both."""
+    from safetensors.torch import save
+
+    text = json.dumps(about)
+    return bytes(save(tensors, {"trimtab": text, "sha256": _checksum(tensors, text)}))
+
+
+def unseal(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Tensors and JSON of a file that is whole, else None."""
     from safetensors import SafetensorError
     from safetensors.torch import load

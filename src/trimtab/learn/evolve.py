@@ -20,7 +20,7 @@ from trimtab.engine.state import State
 from trimtab.errors import TrimtabError
 from trimtab.learn.presets import EvolveConfig
 from trimtab.learn.rollout import spread
-from trimtab.learn.scenarios import FIRST_SEED, HARD, build_episode, draw_scenario
+from trimtab.learn.scenarios import FIRST_SEED, HARD, Draw, build_episode, draw_scenario
 from trimtab.routers import Router, get_router
 from trimtab.routers.features import NUM_FEATURES
 from trimtab.routers.learned import make_brain
@@ -105,14 +105,14 @@ def run_course(
     return figures(state, (slo.ttft_ms or np.inf) / 1000, (slo.tpot_ms or np.inf) / 1000)
 
 
-def lay_courses(count: int, seed: int) -> list[Course]:
+def lay_courses(count: int, seed: int, draw: Draw = draw_scenario) -> list[Course]:
     """``count`` scenarios of training, each run once behind every rival."""
 
     def lay(index: int) -> Course:
         rng = np.random.default_rng(FIRST_SEED * (1 + seed) + index)
         while True:
             try:
-                scenario = draw_scenario(rng, HARD)
+                scenario = draw(rng, HARD)
                 traffic, fleets = build_episode(scenario)
             except TrimtabError:
                 continue  # a fleet that cannot hold the longest request: draw another

@@ -113,10 +113,13 @@ _SEED_CLONE = CloneConfig(
     teachers=("round-robin", "least-outstanding", "random"), steps_per_policy=700, every=1
 )
 
+_NO_EVOLUTION = EvolveConfig(generations=0)
+
 PRESETS: dict[str, TrainConfig] = {
     "original": TrainConfig(
         preset="original",
         residual=0.0,
+        evolve=_NO_EVOLUTION,
         clone=replace(_SEED_CLONE, include_imbalanced=False),
         ppo=replace(
             _SEED_PPO,
@@ -132,6 +135,7 @@ PRESETS: dict[str, TrainConfig] = {
     "optimized": TrainConfig(
         preset="optimized",
         residual=0.0,
+        evolve=_NO_EVOLUTION,
         clone=_SEED_CLONE,
         ppo=replace(
             _SEED_PPO,

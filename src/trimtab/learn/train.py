@@ -1,7 +1,7 @@
-"""Training from nothing to a policy file: demonstrations, cloning, PPO. What ``trimtab train`` runs.
+"""Training from nothing to a policy file: demonstrations, cloning, PPO, evolution. What ``trimtab train`` runs.
 
 A run folder holds training.json (what is trained), demonstrations.npz, cloned.safetensors,
-checkpoints/{latest,previous,best}.safetensors, metrics.csv, tensorboard/ and, at the end,
+checkpoints/{latest,previous,best}.safetensors, metrics.csv, tensorboard/, evolution.safetensors and, at the end,
 policy.safetensors. Each stage takes up what the one before left there, also after an interruption.
 """
 
@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+import torch
+
 from trimtab.errors import TrimtabError, unknown
-from trimtab.learn.checkpoints import BEST, LATEST, Best, Checkpoints
+from trimtab.learn.checkpoints import BEST, LATEST, Best, Checkpoints, seal, unseal
 from trimtab.learn.clone import Agreement, clone
 from trimtab.learn.demonstrations import (
     Demonstrations,
@@ -29,6 +31,7 @@ from trimtab.learn.demonstrations import (
     only,
     save_demonstrations,
 )
+from trimtab.learn.evolve import Evolution, begin, evolve, lay_courses
 from trimtab.learn.given import source
 from trimtab.learn.held_out import YARDSTICK, HeldOut
 from trimtab.learn.measures import Watch
@@ -37,12 +40,15 @@ from trimtab.learn.policy import Scorer, save_policy, write_whole
 from trimtab.learn.ppo import Learner, new_learner, train_update
 from trimtab.learn.presets import TrainConfig
 from trimtab.learn.rewards import RewardConfig
+from trimtab.learn.rollout import Acting
+from trimtab.learn.scenarios import Draw
 from trimtab.routers.policy_file import Policy, load_policy
 from trimtab.scenario import Scenario
 
 MARKER = "training.json"
-Stage = Literal["demonstrations", "cloning", "ppo"]
-STAGES: tuple[Stage, ...] = ("demonstrations", "cloning", "ppo")
+EVOLUTION = "evolution.safetensors"
+Stage = Literal["demonstrations", "cloning", "ppo", "evolution"]
+STAGES: tuple[Stage, ...] = ("demonstrations", "cloning", "ppo", "evolution")
 Report = Callable[..., None]
 
 
@@ -72,7 +78,7 @@ class Run:
         return self.folder / name
 
 
-def train(run: Run, screen: Screen, resume: str | None = None, until: Stage = "ppo") -> Path:
+def train(run: Run, screen: Screen, resume: str | None = None, until: Stage = "evolution") -> Path:
     """All stages up to ``until``; returns the file that the last one wrote.
 
     ``resume`` names the checkpoint to go on from; without one, stages that are done already (same
@@ -99,12 +105,22 @@ def train(run: Run, screen: Screen, resume: str | None = None, until: Stage = "p
         if until == "cloning":
             return run.path("cloned.safetensors")
         learner, best = new_learner(run.config, cloned, draw), Best()
-    return reinforce(run, learner, best, screen)
+    reinforce(run, learner, best, screen)
+    if until == "evolution" and run.config.evolve.generations:
+        return refine(run, draw, screen)
+    return publish(run, screen)
 
 
 def forget(run: Run) -> None:
     """Remove what earlier trainings left in the folder, so that everything begins again."""
-    files = ["demonstrations.npz", "cloned.safetensors", "cloned.json", "policy.safetensors", "policy.json"]
+    files = [
+        "demonstrations.npz",
+        "cloned.safetensors",
+        "cloned.json",
+        EVOLUTION,
+        "policy.safetensors",
+        "policy.json",
+    ]
     events = (run.folder / "tensorboard").glob("events.out.tfevents.*")
     kept = (run.checkpoints.path(name) for name in run.checkpoints.present())
     for path in [*(run.path(name) for name in [*files, "metrics.csv"]), *events, *kept]:
@@ -159,7 +175,7 @@ def copy_teachers(run: Run, found: Demonstrations, screen: Screen) -> Scorer:
     return scorer
 
 
-def reinforce(run: Run, learner: Learner, best: Best, screen: Screen) -> Path:
+def reinforce(run: Run, learner: Learner, best: Best, screen: Screen) -> None:
     """Stage 3. Saves and evaluates every ``save_every`` updates, the first time before any."""
     checkpoints, held_out = run.checkpoints, HeldOut(learner.draw)
     watch, total = Watch(run.config), run.config.ppo.updates
@@ -189,7 +205,6 @@ def reinforce(run: Run, learner: Learner, best: Best, screen: Screen) -> Path:
                 screen.note(f"warning: {line}")
             if due:
                 checkpoints.write(whole, LATEST)
-    return _publish(run, screen)
 
 
 def _evaluate(run: Run, learner: Learner, best: Best, held_out: HeldOut, facts: dict[str, float]) -> Best:
@@ -210,8 +225,8 @@ def _latest(learner: Learner) -> str:
     return f"reward {facts['charts/reward']:.3f}, {facts['time/sps']:,.0f} decisions/s"
 
 
-def _publish(run: Run, screen: Screen) -> Path:
-    """policy.safetensors: the best checkpoint's scorer."""
+def publish(run: Run, screen: Screen) -> Path:
+    """policy.safetensors: the scorer of PPO's best checkpoint."""
     learner, best = run.checkpoints.load(BEST, run.config, source(run.scenario))
     path = run.path("policy.safetensors")
     about = {"stage": "ppo", "update": best.update, "eval/p99_ttft_ratio": best.value}
@@ -221,6 +236,50 @@ def _publish(run: Run, screen: Screen) -> Path:
         "on held-out scenarios (geometric mean)"
     )
     return path
+
+
+def refine(run: Run, draw: Draw, screen: Screen) -> Path:
+    """Stage 4: evolution from PPO's best. Saved after every generation; goes on from there bit for bit.
+
+    The policy that is published is the better of the two on held-out scenarios.
+    """
+    learner, best = run.checkpoints.load(BEST, run.config, draw)
+    settings, path = run.config.evolve, run.path(EVOLUTION)
+    evolution = begin(learner.scorer.flat(), learner.scorer.hidden)
+    mark = hashlib.sha256(evolution.values.tobytes() + json.dumps(vars(settings)).encode()).hexdigest()
+    _take_up(evolution, path, mark)
+    with screen.bar("evolution", "generations") as report:
+        report(evolution.generation, settings.generations, "laying courses")
+        left = evolution.generation < settings.generations
+        courses = lay_courses(settings.pool, run.config.seed, draw) if left else []
+
+        def told(facts: dict[str, float]) -> None:
+            moments = {"values": evolution.values, "first": evolution.first, "second": evolution.second}
+            tensors = {name: torch.from_numpy(value) for name, value in moments.items()}
+            write_whole(path, seal(tensors, {"mark": mark, "generation": evolution.generation}))
+            latest = f"excess {facts['evolve/excess']:.3f}"
+            report(evolution.generation, settings.generations, latest)
+
+        evolve(evolution, courses, settings, run.config.seed, told)
+    found = HeldOut(draw).measure(Acting(evolution.values, evolution.hidden))
+    value = found["eval/p99_ttft_ratio"]
+    screen.note(f"evolution: {value:.3f} of {YARDSTICK}'s p99 time to first token on held-out scenarios")
+    if value >= best.value:
+        return publish(run, screen)
+    about = {"stage": "evolution", "generation": evolution.generation, **found}
+    common = _policy(run, learner.scorer, about).about
+    target = run.path("policy.safetensors")
+    save_policy(Policy(evolution.values, evolution.hidden, common), target)
+    return target
+
+
+def _take_up(evolution: Evolution, path: Path, mark: str) -> None:
+    """Go on where ``path`` ends, if it began at the same policy with the same parameters."""
+    tensors, about = unseal(path) or ({}, {})
+    if about.get("mark") == mark:
+        evolution.generation = int(about["generation"])
+        for name, value in tensors.items():
+            setattr(evolution, name, value.numpy().copy())
 
 
 def _policy(run: Run, scorer: Scorer, about: dict[str, Any]) -> Policy:
@@ -255,10 +314,19 @@ def check(config: TrainConfig) -> None:
         "ppo.plays": config.ppo.plays,
         "ppo.epochs": config.ppo.epochs,
         "ppo.minibatch": config.ppo.minibatch,
+        "evolve.pool": config.evolve.pool,
+        "evolve.courses": config.evolve.courses,
+        "evolve.pairs": config.evolve.pairs,
     }
     for name, value in counts.items():
         if value < 1:
             raise TrimtabError(f"{name} must be 1 or more, got {value}")
+    if config.evolve.generations < 0:
+        raise TrimtabError(f"evolve.generations must be 0 or more, got {config.evolve.generations}")
+    if config.evolve.courses > config.evolve.pool:
+        raise TrimtabError(
+            f"evolve.courses must be at most evolve.pool = {config.evolve.pool}, got {config.evolve.courses}"
+        )
     if config.seed < 0:
         raise TrimtabError(f"seed must be 0 or more, got {config.seed}")
     if not 0.0 < config.ppo.min_temperature <= config.ppo.max_temperature:

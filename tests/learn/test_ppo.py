@@ -24,9 +24,8 @@ Json = dict[str, Any]
 
 
 def learner(changes: Json | None = None, scenario: Any = None, seed: int = 0) -> Learner:
-    config = override(
-        get_preset("lossfree"), {"ppo.groups": 2, "ppo.plays": 2, "ppo.minibatch": 256, **(changes or {})}
-    )
+    small = {"ppo.groups": 2, "ppo.plays": 2, "ppo.minibatch": 256}
+    config = override(get_preset("lossfree"), small | (changes or {}))
     return new_learner(config, Scorer(config.hidden, seed), always(scenario or tiny()))
 
 

@@ -23,8 +23,7 @@ QUICK = ["--steps-per-policy", "64", "--epochs", "2", "--batch-size", "32", "--s
 QUICK += [
     word
     for name, value in SMALL.items()
-    if name
-    in ("ppo.groups", "ppo.plays", "ppo.minibatch", "evolve.generations", "clone.every", "clone.teachers")
+    if name not in ("ppo.updates", "clone.steps_per_policy", "clone.epochs", "clone.batch_size")
     for word in ("--set", f"{name}={json.dumps(value)}")
 ]
 
@@ -144,6 +143,12 @@ def test_stages_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert "demonstrations of least-outstanding are there" in said
     assert "cloned.safetensors" in entries("run")
     assert "checkpoints" not in entries("run")
+
+
+def test_without_teachers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--updates", "1", "--set", "clone.teachers=[]") == 0
+    assert "no teachers: PPO begins where the policy does" in capsys.readouterr().err
+    assert not {"cloned.json", "demonstrations.npz"} & entries("run")
 
 
 @pytest.mark.parametrize(

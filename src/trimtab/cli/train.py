@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,7 +94,7 @@ def train(
         return progress_bar(what, unit, quiet, time_left=True)
 
     try:
-        written = go(run, Screen(bar, lambda line: note(line, quiet)), chosen, until)  # type: ignore[arg-type]
+        written = go(run, Screen(bar, lambda line: note(line, quiet)), chosen, until)
     except KeyboardInterrupt:
         note(_how_to_go_on(run))
         raise
@@ -137,12 +138,9 @@ def _run_of(
 
 
 def _require_torch() -> None:
-    try:
-        import safetensors
-        import torch
-    except ImportError as error:
-        raise TrimtabError(f"trimtab train needs {error.name}: pip install 'trimtab[learn]'") from None
-    del safetensors, torch
+    for package in ("torch", "safetensors"):
+        if importlib.util.find_spec(package) is None:
+            raise TrimtabError(f"trimtab train needs {package}: pip install 'trimtab[learn]'")
 
 
 def _where_to_start(checkpoints: Checkpoints, resume: bool | None, start: str | None) -> str | None:

@@ -225,7 +225,7 @@ def improve(learner: Learner, batch: Batch) -> dict[str, float]:
             rows = order[start : start + config.minibatch]
             loss, facts = _loss(learner, batch, rows, learning)
             learner.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             parameters = [*learner.scorer.parameters(), *learner.critic.parameters()]
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             learner.optimizer.step()

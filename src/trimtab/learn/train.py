@@ -1,8 +1,8 @@
-"""Training from nothing to a policy file: demonstrations, cloning, PPO, evolution. What ``trimtab train`` runs.
+"""From nothing to a policy file: demonstrations, cloning, PPO, evolution. What ``trimtab train`` runs.
 
 A run folder holds training.json (what is trained), demonstrations.npz, cloned.safetensors,
-checkpoints/{latest,previous,best}.safetensors, metrics.csv, tensorboard/, evolution.safetensors and, at the end,
-policy.safetensors. Each stage takes up what the one before left there, also after an interruption.
+checkpoints/{latest,previous,best}.safetensors, metrics.csv, tensorboard/, evolution.safetensors and,
+at the end, policy.safetensors. Each stage takes up what the one before left there, also if interrupted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from trimtab.errors import TrimtabError, unknown
 from trimtab.learn.checkpoints import BEST, LATEST, Best, Checkpoints, seal, unseal
-from trimtab.learn.clone import Agreement, clone
+from trimtab.learn.clone import Agreement, beginner, clone
 from trimtab.learn.demonstrations import (
     Demonstrations,
     check_teachers,
@@ -97,7 +97,10 @@ def train(run: Run, screen: Screen, resume: str | None = None, until: Stage = "e
             run.checkpoints.path(LATEST).unlink(missing_ok=True)
         screen.note(f"going on after update {learner.update} of {run.config.ppo.updates}")
     _mark(run)
-    if resume is None:
+    if resume is None and not run.config.clone.teachers:
+        screen.note("no teachers: PPO begins where the policy does")
+        learner, best = new_learner(run.config, beginner(run.config), draw), Best()
+    elif resume is None:
         found = collect(run, screen)
         if until == "demonstrations":
             return run.path("demonstrations.npz")
@@ -113,14 +116,8 @@ def train(run: Run, screen: Screen, resume: str | None = None, until: Stage = "e
 
 def forget(run: Run) -> None:
     """Remove what earlier trainings left in the folder, so that everything begins again."""
-    files = [
-        "demonstrations.npz",
-        "cloned.safetensors",
-        "cloned.json",
-        EVOLUTION,
-        "policy.safetensors",
-        "policy.json",
-    ]
+    files = ["demonstrations.npz", "cloned.safetensors", "cloned.json", EVOLUTION]
+    files += ["policy.safetensors", "policy.json"]
     events = (run.folder / "tensorboard").glob("events.out.tfevents.*")
     kept = (run.checkpoints.path(name) for name in run.checkpoints.present())
     for path in [*(run.path(name) for name in [*files, "metrics.csv"]), *events, *kept]:

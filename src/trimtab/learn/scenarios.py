@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.cluster import Fleet
+from trimtab.conditions import assign_classes
 from trimtab.engine.dtypes import Status
 from trimtab.fleet import build_fleets
 from trimtab.scenario import Scenario, load_scenario
@@ -144,5 +145,6 @@ def saturation(data: Json) -> float:
 def build_episode(scenario: Scenario) -> tuple[Traffic, list[Fleet]]:
     """What ``simulation.start`` needs."""
     traffic = build_traffic(scenario.workload, scenario.seed)
+    assign_classes(traffic.requests, scenario)
     fleets, _ = build_fleets(scenario, traffic.requests)
     return traffic, fleets

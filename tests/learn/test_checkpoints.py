@@ -18,8 +18,8 @@ pytest.importorskip("safetensors", reason="the extra `learn` is not installed")
 from learning import always, no_bar, small_run, tiny  # noqa: E402
 
 from trimtab.errors import TrimtabError  # noqa: E402
-from trimtab.learn import evolve, held_out, ppo  # noqa: E402
-from trimtab.learn.checkpoints import Best, Checkpoints, unseal  # noqa: E402
+from trimtab.learn import held_out, ppo  # noqa: E402
+from trimtab.learn.checkpoints import Best, Checkpoints  # noqa: E402
 from trimtab.learn.policy import Scorer  # noqa: E402
 from trimtab.learn.ppo import Learner, new_learner, train_update  # noqa: E402
 from trimtab.learn.train import Run, Screen, train  # noqa: E402
@@ -139,28 +139,16 @@ def test_stages_are_taken_up(tmp_path: Path) -> None:
     assert (learner.reference.flat() == load_policy(cloned).values).all()
 
 
-def test_evolution_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = {"evolve__generations": 3, "evolve__pool": 2, "evolve__courses": 2, "evolve__pairs": 2}
-    whole, stopped = small_run(tmp_path / "whole", **few), small_run(tmp_path / "stopped", **few)
-    train(whole, quiet())
-    generation = evolve.generation
-
-    def interrupted(evolution: Any, *rest: Any) -> Any:
-        if evolution.generation == 2:
-            raise KeyboardInterrupt
-        return generation(evolution, *rest)
-
-    monkeypatch.setattr(evolve, "generation", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(stopped, quiet())
-    monkeypatch.setattr(evolve, "generation", generation)
-    train(stopped, quiet(), resume="latest")
-    one, other = (unseal(run.path("evolution.safetensors")) for run in (whole, stopped))
-    assert one is not None
-    assert other is not None
-    assert one[1] == other[1]
-    assert one[1]["generation"] == 3
-    assert all(torch.equal(value, other[0][name]) for name, value in one[0].items())
+def test_evolution_follows_and_the_better_policy_is_published(tmp_path: Path) -> None:
+    few = {"evolve__generations": 2, "evolve__pool": 2, "evolve__courses": 2, "evolve__pairs": 2}
+    run = small_run(tmp_path, **few)
+    assert train(run, quiet(), until="ppo") == run.path("policy.safetensors")
+    notes: list[str] = []
+    train(run, quiet(notes), resume="latest")
+    (line,) = [line for line in notes if line.startswith("evolution: ")]
+    about = load_policy(run.path("policy.safetensors")).about
+    best = run.checkpoints.load("best", run.config, always(tiny()))[1].value
+    assert about["stage"] == ("evolution" if float(line.split()[1]) < round(best, 3) else "ppo")
 
 
 # --- the file -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ attributes: the code is the same. Rows must not be negative, and nothing checks 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -200,11 +200,14 @@ def lower_shape(context: Any, builder: Any, typ: Any, value: Any, attribute: str
     return cgutils.pack_array(builder, [proxy.rows, proxy.width][: typ.ndim])
 
 
-def register(python_class: type, layout: Layout) -> None:
+def register(python_class: type, layout: Layout) -> Callable[[Any, int], Any]:
     """Make ``python_class`` a numba type with ``layout`` = {field: (dtype, dimensions)} in order.
 
     Instances need an attribute ``address`` (int) of a block made by ``address_block`` from the tables
     in that order, and must keep block and tables alive; tables are never replaced.
+
+    Returns ``at(many, index)``, one instance of many: of a list of them; compiled, of an array (uintp) of
+    their addresses, which nothing checks.
     """
     bundle_type = BundleType(python_class.__name__)
     names = list(layout)
@@ -244,3 +247,22 @@ def register(python_class: type, layout: Layout) -> None:
         return NativeValue(
             native, is_error=cgutils.is_not_null(context.builder, context.pyapi.err_occurred())
         )
+
+    def at(many: Any, index: int) -> Any:
+        return many[index]
+
+    class BundleAt(AbstractTemplate):  # type: ignore[misc]
+        key = at
+
+        def generic(self, args: Any, kws: Any) -> Any:
+            return signature(bundle_type, args[0], types.intp)
+
+    infer_global(at, types.Function(BundleAt))
+
+    @lower_builtin(at, types.Array, types.Integer)
+    def lower_at(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array = context.make_array(sig.args[0])(context, builder, value=args[0])
+        address = builder.load(builder.gep(array.data, [args[1]]))
+        return builder.inttoptr(address, context.get_value_type(bundle_type))
+
+    return at

@@ -19,6 +19,7 @@ import numba
 from numba.core.types import unliteral
 
 DEBUG = os.environ.get("TRIMTAB_DEBUG", "") not in ("", "0")
+INTERPRETED = DEBUG or bool(numba.config.DISABLE_JIT)
 COMPILED_PACKAGES = ("engine", "schedulers", "routers", "cluster")
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -159,7 +159,7 @@ class State:
         self.address = int(self.block.ctypes.data)
 
 
-register(State, LAYOUT)
+state_at = register(State, LAYOUT)
 
 
 NOTHING_WRONG = Conditions()
@@ -199,15 +199,7 @@ def allocate(
     pools = whole_fleet(num_replicas) if pools is None else pools.copy()
     sizes = pools["last"] - pools["first"]
 
-    control = np.zeros(1, dtypes.CONTROL)
-    timed = int(np.isfinite(requests["arrival"]).sum())
-    control["num_timed"] = timed
-    control["asking"] = NONE
-    control["next_sample"] = 0.0
-    control["sample_every"] = 0.01
-    control["last"] = num_replicas
-    for name in ("hidden", "recording", "bias_rate", "bias_decay"):
-        control[name] = getattr(brain, name)
+    control = _fresh_control(requests, num_replicas, brain)
     _set_conditions(control, replicas, conditions)
     scalers = _start_scalers(replicas, conditions, requests)
     for row in pools:
@@ -257,6 +249,19 @@ def allocate(
         itl=np.zeros(dtypes.ITL_BINS, np.int64),
         control=control,
     )
+
+
+def _fresh_control(requests: NDArray[Any], num_replicas: int, brain: Brain) -> NDArray[Any]:
+    """(1,) CONTROL at time zero, before any condition is set."""
+    control = np.zeros(1, dtypes.CONTROL)
+    control["num_timed"] = int(np.isfinite(requests["arrival"]).sum())
+    control["asking"] = NONE
+    control["next_sample"] = 0.0
+    control["sample_every"] = 0.01
+    control["last"] = num_replicas
+    for name in ("hidden", "recording", "bias_rate", "bias_decay"):
+        control[name] = getattr(brain, name)
+    return control
 
 
 def _fresh_replicas(

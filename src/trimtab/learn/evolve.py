@@ -189,8 +189,8 @@ def _adam(evolution: Evolution, slope: Floats, config: EvolveConfig) -> Floats:
     """The learning rate is constant for half of the generations, then fades."""
     count = evolution.generation + 1
     evolution.first = 0.9 * evolution.first + 0.1 * slope
-    evolution.second = 0.99 * evolution.second + 0.01 * slope**2
+    evolution.second = 0.95 * evolution.second + 0.05 * slope**2
     fade = min(1.0, 2.0 * (config.generations - evolution.generation) / config.generations)
     mean = evolution.first / (1 - 0.9**count)
-    spread_ = np.sqrt(evolution.second / (1 - 0.99**count)) + 1e-8
+    spread_ = np.sqrt(evolution.second / (1 - 0.95**count)) + 1e-8
     return np.asarray(config.learning_rate * fade * mean / spread_)

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-import torch
-
 from trimtab.errors import TrimtabError, unknown
-from trimtab.learn.checkpoints import BEST, LATEST, Best, Checkpoints, seal, unseal
+from trimtab.learn.checkpoints import BEST, LATEST, Best, Checkpoints
 from trimtab.learn.clone import Agreement, beginner, clone
 from trimtab.learn.demonstrations import (
     Demonstrations,
@@ -31,12 +29,13 @@ from trimtab.learn.demonstrations import (
     only,
     save_demonstrations,
 )
-from trimtab.learn.evolve import Evolution, begin, evolve, lay_courses
 from trimtab.learn.given import source
 from trimtab.learn.held_out import YARDSTICK, HeldOut
 from trimtab.learn.measures import Watch
 from trimtab.learn.monitor import Monitor
 from trimtab.learn.policy import Scorer, save_policy, write_whole
+from trimtab.learn.polish import FILE as EVOLUTION
+from trimtab.learn.polish import polish
 from trimtab.learn.ppo import Learner, new_learner, train_update
 from trimtab.learn.presets import TrainConfig
 from trimtab.learn.rewards import RewardConfig
@@ -46,7 +45,6 @@ from trimtab.routers.policy_file import Policy, load_policy
 from trimtab.scenario import Scenario
 
 MARKER = "training.json"
-EVOLUTION = "evolution.safetensors"
 Stage = Literal["demonstrations", "cloning", "ppo", "evolution"]
 STAGES: tuple[Stage, ...] = ("demonstrations", "cloning", "ppo", "evolution")
 Report = Callable[..., None]
@@ -236,28 +234,13 @@ def publish(run: Run, screen: Screen) -> Path:
 
 
 def refine(run: Run, draw: Draw, screen: Screen) -> Path:
-    """Stage 4: evolution from PPO's best. Saved after every generation; goes on from there bit for bit.
+    """Stage 4: evolution from PPO's best; goes on from what is saved bit for bit.
 
     The policy that is published is the better of the two on held-out scenarios.
     """
     learner, best = run.checkpoints.load(BEST, run.config, draw)
-    settings, path = run.config.evolve, run.path(EVOLUTION)
-    evolution = begin(learner.scorer.flat(), learner.scorer.hidden)
-    mark = hashlib.sha256(evolution.values.tobytes() + json.dumps(vars(settings)).encode()).hexdigest()
-    _take_up(evolution, path, mark)
     with screen.bar("evolution", "generations") as report:
-        report(evolution.generation, settings.generations, "laying courses")
-        left = evolution.generation < settings.generations
-        courses = lay_courses(settings.pool, run.config.seed, draw) if left else []
-
-        def told(facts: dict[str, float]) -> None:
-            moments = {"values": evolution.values, "first": evolution.first, "second": evolution.second}
-            tensors = {name: torch.from_numpy(value) for name, value in moments.items()}
-            write_whole(path, seal(tensors, {"mark": mark, "generation": evolution.generation}))
-            latest = f"excess {facts['evolve/excess']:.3f}"
-            report(evolution.generation, settings.generations, latest)
-
-        evolve(evolution, courses, settings, run.config.seed, told)
+        evolution = polish(run.folder, run.config, learner.scorer.flat(), report, draw)
     found = HeldOut(draw).measure(Acting(evolution.values, evolution.hidden))
     value = found["eval/p99_ttft_ratio"]
     screen.note(f"evolution: {value:.3f} of {YARDSTICK}'s p99 time to first token on held-out scenarios")
@@ -265,18 +248,9 @@ def refine(run: Run, draw: Draw, screen: Screen) -> Path:
         return publish(run, screen)
     about = {"stage": "evolution", "generation": evolution.generation, **found}
     common = _policy(run, learner.scorer, about).about
-    target = run.path("policy.safetensors")
-    save_policy(Policy(evolution.values, evolution.hidden, common), target)
-    return target
-
-
-def _take_up(evolution: Evolution, path: Path, mark: str) -> None:
-    """Go on where ``path`` ends, if it began at the same policy with the same parameters."""
-    tensors, about = unseal(path) or ({}, {})
-    if about.get("mark") == mark:
-        evolution.generation = int(about["generation"])
-        for name, value in tensors.items():
-            setattr(evolution, name, value.numpy().copy())
+    path = run.path("policy.safetensors")
+    save_policy(Policy(evolution.values, evolution.hidden, common), path)
+    return path
 
 
 def _policy(run: Run, scorer: Scorer, about: dict[str, Any]) -> Policy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trimtab.balance.arrays import Array, as_bias, as_load
+from trimtab.balance.arrays import Array, as_bias, as_load, as_target
 from trimtab.balance.domains import HybridBias
 from trimtab.balance.guard import Guard
 from trimtab.balance.monitor import LoadMonitor
@@ -21,9 +21,9 @@ class AdaptiveLoadBalancer(Stateful):
         balancer.record(load, latency_s=seconds)            # what it did
 
     ``adjuster`` mixes the trained, the dynamic and the domains' biases; by default there is a domain for
-    each task type of ``domain_detector``. ``threshold`` decides whether a load is worth reacting to (without one every load
-    is). ``guard`` keeps steps small and the way back open. A batch's bias is made from earlier batches
-    only: the trained bias is served until a load has called for something else.
+    each task type of ``domain_detector``. ``threshold`` decides whether a load is worth reacting to (without
+    one every load is). ``guard`` keeps steps small and the way back open. A batch's bias is made from
+    earlier batches only: the trained bias is served until a load has called for something else.
     """
 
     state = ("adjuster", "domain_detector", "load_monitor", "threshold", "guard", "domain")
@@ -60,7 +60,7 @@ class AdaptiveLoadBalancer(Stateful):
             raise TrimtabError(
                 "record() takes the load of a batch; call get_correction_bias(batch) before it"
             )
-        as_load(load, self.adjuster.base)
+        as_target(target, as_load(load, self.adjuster.base)[1])  # all or nothing: before any part changes
         self.load_monitor.record(load, self.domain, latency_s)
         adjust = self.threshold is None or self.threshold.should_adjust_bias(load, target)
         if adjust:

@@ -11,7 +11,7 @@ from trimtab.balance.arrays import Array, at_least, at_most, positive
 from trimtab.errors import TrimtabError
 
 Rate = float | Callable[[int], float]  # a number, or update number -> number
-_NEWTON_STEPS = 32  # the sum is piecewise linear in the shift: a handful is enough
+_STEPS = 128  # about ten are enough; half of these halvings are to the last bit
 _CLOSE = 1e-12  # of the bound: the mean that is taken for zero
 
 
@@ -66,18 +66,24 @@ def clipped(xp: Any, deviation: Array, bound: float) -> Array:
 def centred_clip(xp: Any, deviation: Array, bound: float) -> Array:
     """Clip, with the one common shift per row that leaves the row's sum at zero.
 
-    Clipping alone moves the mean, and taking the mean away afterwards breaks the bound: solved together,
-    by Newton's method on the shift. The nearest point to ``deviation`` that satisfies both.
+    Clipping alone moves the mean, and taking the mean away afterwards breaks the bound: solved together.
+    The mean falls in straight pieces as the shift grows: Newton's step, which ends the search on the right
+    piece, and half the bracket, which finds that piece, in turns. The nearest point to ``deviation`` that satisfies both.
     """
-    shift = xp.zeros_like(deviation[..., :1])
-    inside = clipped(xp, deviation, bound)
-    for _ in range(_NEWTON_STEPS):
+    low = xp.min(deviation, axis=-1, keepdims=True) - bound
+    high = xp.max(deviation, axis=-1, keepdims=True) + bound
+    shift = xp.zeros_like(low)
+    for turn in range(_STEPS):
+        inside = clipped(xp, deviation - shift, bound)
         surplus = xp.mean(inside, axis=-1, keepdims=True)
         if float(xp.max(xp.abs(surplus))) <= _CLOSE * bound:
             break
+        low, high = xp.where(surplus > 0, shift, low), xp.where(surplus > 0, high, shift)
         free = xp.mean(xp.astype(xp.abs(deviation - shift) < bound, deviation.dtype), axis=-1, keepdims=True)
-        shift = shift + surplus / at_least(xp, free, 1.0 / deviation.shape[-1])
-        inside = clipped(xp, deviation - shift, bound)
+        newton = shift + surplus / at_least(xp, free, 1.0 / deviation.shape[-1])
+        inward = (newton > low) & (newton < high) & (turn % 2 == 0)
+        better = xp.where(inward, newton, (low + high) / 2)
+        shift = xp.where(xp.abs(surplus) <= _CLOSE * bound, shift, better)
     inside = inside - xp.mean(inside, axis=-1, keepdims=True)
     largest = xp.max(xp.abs(inside), axis=-1, keepdims=True)
     return inside * (bound / at_least(xp, largest, bound))

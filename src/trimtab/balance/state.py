@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import is_array_api_obj
+from array_api_compat import array_namespace, device, is_array_api_obj
 
 from trimtab.balance.arrays import as_bias
 from trimtab.errors import TrimtabError
@@ -44,16 +44,13 @@ class Stateful:
             here, given = getattr(self, name), state[name]
             if isinstance(here, Stateful):
                 here.load_state_dict(given)
-            elif isinstance(here, dict):
+            elif holds_parts(here):
                 for key, part in here.items():
-                    if isinstance(part, Stateful):
-                        part.load_state_dict(given[key])
-                    else:
-                        here[key] = like(given[key], part)
+                    part.load_state_dict(given[key])
             elif isinstance(here, deque):
                 setattr(self, name, deque(copied(list(given)), maxlen=here.maxlen))
             else:
-                setattr(self, name, like(given, here))
+                setattr(self, name, type(here)(given) if isinstance(here, dict) else like(given, here))
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise where `load_state_dict` would not fit."""
@@ -68,16 +65,21 @@ class Stateful:
             check_part(f"{kind}.{name}", getattr(self, name), state[name])
 
 
+def holds_parts(here: Any) -> bool:
+    """Whether ``here`` is a table of stateful parts; its names are then fixed, unlike those of a tally."""
+    return isinstance(here, dict) and any(isinstance(part, Stateful) for part in here.values())
+
+
 def check_part(what: str, here: Any, given: Any) -> None:
     """Raise where ``given`` cannot take the place of ``here``."""
     if isinstance(here, Stateful):
         here.check_state(given)
-    elif isinstance(here, dict):
+    elif holds_parts(here):
         if set(here) != set(given):
             raise TrimtabError(f"{what} holds {sorted(here)}; the state has {sorted(given)}")
         for key, part in here.items():
             check_part(f"{what}[{key}]", part, given[key])
-    elif isinstance(given, Mapping):
+    elif isinstance(given, Mapping) and not isinstance(here, dict):
         raise TrimtabError(f"{what} is not in use here, but the state has a {given.get('kind')}")
     elif is_array_api_obj(given):
         as_bias(given, what, here if is_array_api_obj(here) else None)
@@ -86,7 +88,7 @@ def check_part(what: str, here: Any, given: Any) -> None:
 def like(given: Any, here: Any) -> Any:
     """A copy of ``given``, in the library and on the device of ``here`` where both are arrays."""
     if is_array_api_obj(given) and is_array_api_obj(here) and type(given) is not type(here):
-        return as_bias(given, "state", here)[1]
+        return array_namespace(here).asarray(given, device=device(here), copy=True)
     return copied(given)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import configparser
+import csv
+import dataclasses
 import email.parser
 import inspect
 import json.decoder
 import pydoc_data.topics
 import textwrap
 import tokenize
+import typing
 from types import ModuleType
 
 import numpy as np
@@ -17,7 +22,7 @@ import pytest
 from trimtab.balance import DomainDetector, LoadPredictor, TaskTypeClassifier
 from trimtab.errors import TrimtabError
 
-LEARNED: tuple[ModuleType, ...] = (ast, textwrap)
+LEARNED: tuple[ModuleType, ...] = (argparse, ast, configparser, csv, dataclasses, textwrap, typing)
 HELD_OUT: tuple[ModuleType, ...] = (tokenize, json.decoder, email.parser)
 
 

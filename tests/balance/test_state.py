@@ -41,7 +41,7 @@ def advanced(thing: Any, loads: np.ndarray) -> Any:
             thing.observe("AB"[i % 2], float(load[0, 0]) / 100)
             answer = thing.p_value, thing.interval()
         elif isinstance(thing, LoadMonitor):
-            thing.record(load, "code", 0.01 * i)
+            thing.record(load, "code", 0.001 * load[0, 0])
             answer = thing.prometheus()
         elif isinstance(thing, LoadPredictor):
             thing.update("def f(): return" * i + "x", load, "code")

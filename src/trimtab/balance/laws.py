@@ -145,14 +145,19 @@ class DynamicCorrectionBias(BiasLaw):
         self.total: Array | None = None
 
     def remembered(self, xp: Any, load: Array) -> Array:
-        kept = xp.asarray(load, copy=True)  # the caller may reuse his array
-        total = kept if self.total is None else self.total + kept
-        if len(self.expert_loads) == self.window_size:
-            # Exact for counts; for soft loads the last bits may go below zero.
-            total = at_least(xp, total - self.expert_loads[0], 0.0)
+        if self.total is None:
+            self.total = xp.zeros_like(load)
+        if len(self.expert_loads) < self.window_size:
+            kept = xp.asarray(load, copy=True)  # the caller may reuse his array
+        else:
+            # The oldest array is filled anew: a fresh one per update would be most of its time.
+            kept = self.expert_loads.popleft()
+            self.total -= kept
+            kept[...] = load
         self.expert_loads.append(kept)
-        self.total = total
-        return total
+        self.total += kept
+        # Exact for counts; for soft loads the last bits may go below zero.
+        return at_least(xp, self.total, 0.0)
 
     update_bias = BiasLaw.update  # the name it had in the first sketch
 

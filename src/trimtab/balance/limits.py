@@ -67,23 +67,26 @@ def centred_clip(xp: Any, deviation: Array, bound: float) -> Array:
     """Clip, with the one common shift per row that leaves the row's sum at zero.
 
     Clipping alone moves the mean, and taking the mean away afterwards breaks the bound: solved together.
-    The mean falls in straight pieces as the shift grows: Newton's step, which ends the search on the right
-    piece, and half the bracket, which finds that piece, in turns. The nearest point to ``deviation`` that satisfies both.
+    The mean falls in straight pieces as the shift grows: Newton's step, which is exact on the right piece,
+    and half the bracket after a step that did not halve the surplus. The nearest point to ``deviation``
+    that satisfies both.
     """
     low = xp.min(deviation, axis=-1, keepdims=True) - bound
     high = xp.max(deviation, axis=-1, keepdims=True) + bound
-    shift = xp.zeros_like(low)
-    for turn in range(_STEPS):
-        inside = clipped(xp, deviation - shift, bound)
+    shift, before = xp.zeros_like(low), xp.full_like(low, math.inf)
+    for _ in range(_STEPS):
+        moved = deviation - shift
+        inside = clipped(xp, moved, bound)
         surplus = xp.mean(inside, axis=-1, keepdims=True)
-        if float(xp.max(xp.abs(surplus))) <= _CLOSE * bound:
+        size = xp.abs(surplus)
+        if float(xp.max(size)) <= _CLOSE * bound:
             break
         low, high = xp.where(surplus > 0, shift, low), xp.where(surplus > 0, high, shift)
-        free = xp.mean(xp.astype(xp.abs(deviation - shift) < bound, deviation.dtype), axis=-1, keepdims=True)
+        free = xp.mean(xp.astype(inside == moved, low.dtype), axis=-1, keepdims=True)
         newton = shift + surplus / at_least(xp, free, 1.0 / deviation.shape[-1])
-        inward = (newton > low) & (newton < high) & (turn % 2 == 0)
-        better = xp.where(inward, newton, (low + high) / 2)
-        shift = xp.where(xp.abs(surplus) <= _CLOSE * bound, shift, better)
+        inward = (newton > low) & (newton < high) & (size <= before / 2)
+        shift = xp.where(size <= _CLOSE * bound, shift, xp.where(inward, newton, (low + high) / 2))
+        before = size
     inside = inside - xp.mean(inside, axis=-1, keepdims=True)
     largest = xp.max(xp.abs(inside), axis=-1, keepdims=True)
     return inside * (bound / at_least(xp, largest, bound))

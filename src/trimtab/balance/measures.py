@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from array_api_compat import device
 
 from trimtab.balance.arrays import Array, as_load, as_target, relative_load
 from trimtab.errors import TrimtabError
@@ -104,7 +105,7 @@ def gini(load: Any) -> Array:
     xp, load = as_load(load)
     experts = load.shape[-1]
     ordered = xp.sort(load, axis=-1)
-    weights = xp.asarray(np.arange(1 - experts, experts, 2), dtype=ordered.dtype, device=ordered.device)
+    weights = xp.asarray(np.arange(1 - experts, experts, 2), dtype=ordered.dtype, device=device(ordered))
     return xp.sum(ordered * weights, axis=-1) / (experts * xp.sum(ordered, axis=-1))
 
 

@@ -60,6 +60,7 @@ class LoadMonitor(Stateful):
             self.mix.append(task_type)
             self.type_counts[task_type] += 1
         if latency_s is not None:
+            latency_s = float(latency_s)
             self.latencies.append(latency_s)
             self.latency_sum += latency_s
             self.latency_counts[sum(latency_s > edge for edge in LATENCY_BUCKETS)] += 1

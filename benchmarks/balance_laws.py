@@ -45,7 +45,9 @@ LAWS: dict[str, Make] = {
     "ewma 0.001": lambda top_k: law("ewma"),
     "ewma 0.01": lambda top_k: law("ewma", 0.01),
     "quantile": lambda top_k: law("quantile", top_k),
+    "quantile, memory 0.5": lambda top_k: law("quantile", top_k, memory=0.5),
     "quantile, memory 0.9": lambda top_k: law("quantile", top_k, memory=0.9),
+    "quantile, published price": lambda top_k: law("quantile", top_k, price="next"),
     "quantile-histogram": lambda top_k: law("quantile-histogram", top_k),
 }
 

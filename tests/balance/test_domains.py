@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -20,6 +20,7 @@ SKETCH = {
 }
 
 
+@settings(deadline=None)
 @given(bias=BIASES, weights=st.tuples(st.floats(0.01, 10), st.floats(0, 10), st.floats(0, 10)))
 def test_equal_biases_give_that_bias_to_the_bit(
     bias: np.ndarray, weights: tuple[float, float, float]
@@ -27,6 +28,7 @@ def test_equal_biases_give_that_bias_to_the_bit(
     np.testing.assert_array_equal(hybrid_correction_bias(bias, bias, bias, *weights), bias)
 
 
+@settings(deadline=None)
 @given(base=BIASES, dynamic=BIASES, domain=BIASES)
 def test_the_literal_formula(base: np.ndarray, dynamic: np.ndarray, domain: np.ndarray) -> None:
     literal = hybrid_correction_bias(base, dynamic, domain, literal=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from oracle import bias_laws as naive
@@ -48,6 +48,7 @@ def run(bias_law: BiasLaw, loads: Any, target: Any = None) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", READ_LOADS)
+@settings(deadline=None)
 @given(loads=streams(), data=st.data())
 def test_equals_the_naive_law(name: str, loads: np.ndarray, data: st.DataObject) -> None:
     wanted = st.lists(st.floats(0.1, 10), min_size=loads.shape[1], max_size=loads.shape[1])
@@ -58,6 +59,7 @@ def test_equals_the_naive_law(name: str, loads: np.ndarray, data: st.DataObject)
 
 
 @pytest.mark.parametrize("name", READ_LOADS)
+@settings(deadline=None)
 @given(loads=streams(), scale=st.sampled_from([0.001, 0.25, 3.0, 1000.0]), data=st.data())
 def test_invariances(name: str, loads: np.ndarray, scale: float, data: st.DataObject) -> None:
     """Batch size and dtype change nothing; experts in another order get their biases in that order."""
@@ -149,6 +151,7 @@ def test_settings_are_checked() -> None:
 # --- limits ---------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(deviation=arrays.arrays(np.float64, (3, 7), elements=st.floats(-10, 10)), bound=st.floats(0.01, 5))
 def test_the_clip_is_the_nearest_point(deviation: np.ndarray, bound: float) -> None:
     """Within the bound, sum zero; and equal to clip(d - shift) with the shift found by bisection."""

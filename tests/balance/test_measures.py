@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -31,6 +31,7 @@ def test_the_worked_example() -> None:
     assert found["dead_fraction"] == 0.25
 
 
+@settings(deadline=None)
 @given(loads=LOADS)
 def test_naive_definitions(loads: np.ndarray) -> None:
     for row in loads.astype(float):
@@ -50,6 +51,7 @@ def test_naive_definitions(loads: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("name", MEASURES)
+@settings(deadline=None)
 @given(loads=LOADS, scale=st.sampled_from([1e-3, 0.5, 128.0]))
 def test_scale_order_and_rows(name: str, loads: np.ndarray, scale: float) -> None:
     measure = MEASURES[name]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import bias_laws as naive
 
@@ -21,17 +21,17 @@ def skewed_scores(seed: int, shape: tuple[int, ...], skew: float = 1.0) -> np.nd
     return 1 / (1 + np.exp(-preference - generator.standard_normal(shape)))
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), tokens=st.integers(2, 40), experts=st.integers(3, 7), data=st.data())
 def test_each_expert_would_get_its_portion(seed: int, tokens: int, experts: int, data: Any) -> None:
     """At the prices of the old bias exactly portion x tokens would take the expert, to within one token."""
     top_k = data.draw(st.integers(1, experts - 1))
     scores = skewed_scores(seed, (tokens, experts))
     start = np.random.default_rng(seed).normal(0, 0.2, experts)
-    bias_law = QuantileLaw(top_k, start=start)
-    bias = bias_law.update(scores)
+    bias = QuantileLaw(top_k, price="next", start=start).update(scores)
     price = naive.prices(scores.tolist(), start.tolist(), top_k)
     # The law is centred: its offset is found again from the first expert's portion.
-    raw = QuantileLaw(top_k).quantiles(np, scores, start, np.full(experts, top_k / experts))
+    raw = QuantileLaw(top_k, price="next").quantiles(np, scores, start, np.full(experts, top_k / experts))
     np.testing.assert_allclose(bias - bias.mean(), raw - raw.mean(), atol=1e-12)
     wanted = top_k * tokens / experts
     for expert in range(experts):
@@ -52,6 +52,7 @@ def test_a_few_rounds_balance_the_batch(make: Any) -> None:
     assert max_violation(load_of(scores, bias, 2)).max() < 0.08  # one bin is 0.0024 wide
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_the_histogram_is_within_a_bin(seed: int) -> None:
     scores = skewed_scores(seed, (500, 8))
@@ -84,6 +85,21 @@ def test_targets_are_met(make: Any) -> None:
     np.testing.assert_allclose(load / load.sum(), target / target.sum(), atol=0.01)
     with pytest.raises(TrimtabError, match=r"no share may reach 0\.5"):
         make(2).update(scores, [6, 1, 1, 1, 1, 1])
+
+
+def test_the_middle_price_goes_all_the_way() -> None:
+    """The published price stands still short of balance; half-way to the next score only balance does."""
+    shares = [0.70, 0.20, 0.05, 0.03, 0.01, 0.01, 0.0001, 0.0001]
+    logits = np.log(shares) + np.random.default_rng(8).gumbel(size=(4096, 8))
+    scores = 1 / (1 + np.exp(-logits))
+    left = {
+        price: max_violation(load_of(scores, QuantileLaw(1, price=price, rounds=20).update(scores), 1))
+        for price in ("next", "middle")
+    }
+    assert left["middle"] < 0.02
+    assert left["next"] > 5 * left["middle"]
+    with pytest.raises(TrimtabError, match="unknown price 'midle'"):
+        QuantileLaw(1, price="midle")
 
 
 def test_memory_moves_part_of_the_way() -> None:

@@ -1,9 +1,14 @@
 """Quantile balancing: the bias that would have balanced the last batch, read off its scores.
 
-No step size. A token takes expert j where s_j + b_j is above its entry price, the (k+1)-th largest of
-its biased scores; r_j = price - s_j is the bias at which j would just be taken. The b_j that gives j its
-wanted fraction k * t_j of the tokens is that quantile of r_j. Prices depend on the bias, so one round is
-one step of alternating optimisation; a few rounds on the same scores converge.
+No step size. A token takes expert j where s_j + b_j is above its entry price; r_j = price - s_j is the
+bias at which j would just be taken. The b_j that gives j its wanted fraction k * t_j of the tokens is that
+quantile of r_j. Prices depend on the bias, so one round is one step of alternating optimisation; a few
+rounds on the same scores converge.
+
+The published price is the (k+1)-th largest biased score: "next". Every token whose runner-up is j then has
+r_j = b_j exactly, and any bias whose quantile falls among those tokens stays where it is: the rule stops
+short of balance by up to the runner-ups' share. Any price between the k-th and the (k+1)-th largest selects
+the same experts; half-way, "middle", no r_j equals b_j, and only balance stands still.
 
 Su, kexue.fm 11619 (2025); Kimi K3 report (2026, arXiv 2607.24653, section 2.3.3) for the histogram.
 """
@@ -20,7 +25,9 @@ from trimtab.balance.arrays import Array, as_floats, as_target, positive
 from trimtab.balance.counts import Reduce, reduced
 from trimtab.balance.laws import FREE, BiasLaw, fraction
 from trimtab.balance.limits import Limits
-from trimtab.errors import TrimtabError
+from trimtab.errors import TrimtabError, unknown
+
+PRICES = ("middle", "next")
 
 
 class QuantileLaw(BiasLaw):
@@ -28,6 +35,7 @@ class QuantileLaw(BiasLaw):
 
     ``top_k`` experts per token, fewer than there are. ``memory``: fraction of the old bias that stays
     (0: adopt the batch's at once; higher is calmer and later). ``rounds`` of prices and quantiles.
+    ``price``: "middle", or "next" as published (this module's docstring has the difference).
     """
 
     observes = "scores"
@@ -38,13 +46,16 @@ class QuantileLaw(BiasLaw):
         *,
         memory: float = 0.0,
         rounds: int = 1,
+        price: str = "middle",
         limits: Limits = FREE,
         start: Any = None,
     ) -> None:
         super().__init__(limits=limits, start=start)
         if not isinstance(top_k, int) or top_k < 1 or rounds < 1:
             raise TrimtabError(f"top_k and rounds must be at least 1; given {top_k!r} and {rounds!r}")
-        self.top_k, self.rounds = top_k, rounds
+        if price not in PRICES:
+            raise unknown("price", price, PRICES)
+        self.top_k, self.rounds, self.price = top_k, rounds, price
         self.memory = fraction(memory, "memory")
 
     def update(self, load: Any, target: Any = None) -> Array:
@@ -90,10 +101,11 @@ class QuantileLaw(BiasLaw):
         return portions
 
     def prices(self, xp: Any, scores: Array, bias: Array) -> Array:
-        """The (k+1)-th largest biased score of each token, (..., tokens, 1)."""
+        """What a token's biased score must exceed, (..., tokens, 1)."""
         ordered = xp.sort(scores + bias[..., None, :], axis=-1)
         place = scores.shape[-1] - self.top_k - 1
-        return ordered[..., place : place + 1]
+        following = ordered[..., place : place + 1]
+        return following if self.price == "next" else (following + ordered[..., place + 1 : place + 2]) / 2
 
     def quantiles(self, xp: Any, scores: Array, bias: Array, portions: Array) -> Array:
         """The portion-quantile of price - score over tokens, between neighbours in a straight line."""
@@ -124,10 +136,11 @@ class QuantileHistogramLaw(QuantileLaw):
         reduce: Reduce | None = None,
         memory: float = 0.0,
         rounds: int = 1,
+        price: str = "middle",
         limits: Limits = FREE,
         start: Any = None,
     ) -> None:
-        super().__init__(top_k, memory=memory, rounds=rounds, limits=limits, start=start)
+        super().__init__(top_k, memory=memory, rounds=rounds, price=price, limits=limits, start=start)
         if bins < 2:
             raise TrimtabError(f"bins must be at least 2; given {bins!r}")
         self.bins, self.span, self.reduce = bins, positive(span, "span"), reduce

@@ -98,7 +98,8 @@ def saturation(bias: Array, bound: float) -> float:
     High means that the gate has no tokens to give to those experts, or that it fights the bias.
     """
     deviation = bias - bias.mean(-1)[..., None]
-    return int((abs(deviation) >= 0.99 * bound).sum()) / math.prod(deviation.shape)
+    entries: int = math.prod(deviation.shape)
+    return int((abs(deviation) >= 0.99 * bound).sum()) / entries
 
 
 def annealed(rate: float, hold: int, decay: int = 0, final: float = 0.0) -> Callable[[int], float]:

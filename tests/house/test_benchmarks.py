@@ -29,7 +29,7 @@ def test_unknown_names_are_refused() -> None:
     command = [sys.executable, str(BENCHMARKS / "run_all.py"), "milion"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: unknown benchmark 'milion'; allowed: decision_cost")
+    assert done.stderr.startswith("error: unknown benchmark 'milion'; allowed: balance_laws")
 
 
 def test_the_table_says_what_was_reached() -> None:

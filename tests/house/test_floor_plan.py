@@ -89,9 +89,10 @@ def test_imports_go_down() -> None:
                 target == free or target.startswith(free + ".") for free in ANYWHERE
             ):
                 continue
-            if floor_of(target) > floor_of(name) and (name, target) not in LATE:
+            # A leaf stands on the ground floor, where the errors are.
+            if floor_of(target) > max(0, floor_of(name)) and (name, target) not in LATE:
                 offences.append(f"{name}:{line} imports {target} from a floor above")
-            if name.startswith("balance"):
+            if name.startswith("balance") and floor_of(target) > 0:
                 offences.append(f"{name}:{line}: balance is a leaf, but imports {target}")
     assert not offences, "\n".join(offences)
 

@@ -32,6 +32,8 @@ LATENCIES = (
     ("End-to-end Latency", "E2EL", "e2el_ms"),
 )
 CLUSTER = (
+    ("P99 KV transfer (ms):", "p99_kv_transfer_ms"),
+    ("KV link utilisation (%):", "kv_link_utilization"),
     ("Prefix cache hits (%):", "prefix_hit_rate"),
     ("Preemptions:", "preemptions"),
     ("Mean queue length per replica:", "mean_queue_length"),

@@ -25,6 +25,13 @@ SHARED = Path(os.environ.get("TRIMTAB_SHARED", ROOT.parent / "shared"))
 
 # Figure -> (target, relation); a target in words is another figure of the same benchmark.
 TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
+    "ppo_speed": {"trained_steps_per_s": (50_000, ">="), "simulated_steps_per_s": (300_000, ">=")},
+    "decision_cost": {"microseconds_16": (20, "<="), "microseconds_256": (100, "<=")},
+    "learned_router": {
+        "geomean_p99_ttft_vs_best_single": (0.9, "<="),
+        "worst_cell_vs_best": (1.05, "<="),
+        "goodput_vs_best_single": (1.05, ">="),
+    },
     "engine_speed": {
         "iterations_per_cpu_s": (3_000_000, ">="),
         "requests_per_cpu_s_4": (100_000, ">="),

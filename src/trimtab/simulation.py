@@ -90,7 +90,7 @@ def start(
     """
     config = scenario.router
     kind = get_router(config.name).kind if kind is None else kind
-    if kind == Router.LEARNED and brain is None:
+    if config.policy and brain is None:
         policy = load_policy(config.policy)
         brain = make_brain(policy.values, policy.hidden, scenario.num_replicas)
     if kind == Router.REPLAY:

@@ -26,6 +26,8 @@ from trimtab.engine.state import (
 from trimtab.errors import TrimtabError
 from trimtab.exectime.tables import ExecTables
 from trimtab.routers import FIRST_PUBLISHED, ROUTERS, Router
+from trimtab.routers.learned import make_brain
+from trimtab.routers.policy_file import load_policy
 from trimtab.scenario import Speculation
 from trimtab.workload.content import Traffic, private
 
@@ -197,6 +199,10 @@ def prepare(
         comes |= (pools["decode"] != NONE) & comes[pools["decode"]]
         check_requests(requests, comes[pool_of], fleet)
         _fill_group(row, fleet)
+    if Router.LEARNED in (router, decode_router) and not brain.hidden:
+        policy = load_policy()  # the compiled scorer must never run without weights
+        brain = make_brain(policy.values, policy.hidden, int(replicas[-1]))
+    assert not brain.hidden or len(brain.features) == replicas[-1]
     curves = pack_tables(groups, [fleet.tables for fleet in fleets])
     if max_iterations is None:
         tokens = int(requests["decode_tokens"].sum()) + int(requests["prefill_tokens"].sum())

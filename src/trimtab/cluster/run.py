@@ -202,7 +202,7 @@ def prepare(
     if Router.LEARNED in (router, decode_router) and not brain.hidden:
         policy = load_policy()  # the compiled scorer must never run without weights
         brain = make_brain(policy.values, policy.hidden, int(replicas[-1]))
-    assert not brain.hidden or len(brain.features) == replicas[-1]
+    assert not brain.hidden or len(brain.features) >= replicas[-1]
     curves = pack_tables(groups, [fleet.tables for fleet in fleets])
     if max_iterations is None:
         tokens = int(requests["decode_tokens"].sum()) + int(requests["prefill_tokens"].sum())

@@ -52,25 +52,7 @@ NUMBERS = (
     "min_ms",
     "repeats",
 )
-COLUMNS = (
-    "device",
-    "model",
-    "tp",
-    "operator",
-    "tokens",
-    "batch",
-    "kv",
-    "chunk",
-    "m",
-    "k",
-    "n",
-    "bytes",
-    "flops",
-    "graph",
-    "median_ms",
-    "min_ms",
-    "repeats",
-)
+COLUMNS = ("device", "model", "tp", "operator", *NUMBERS[1:])
 
 # Operator -> the columns that it must fill besides device, model, tp, graph and the times.
 MATRIX = ("tokens", "m", "k", "n", "bytes", "flops")

@@ -159,7 +159,7 @@ def _print(rows: list[Row], loads: Floats, devices: int, redundant: int, out: Pa
     windows = f"{len(loads)} windows of " if loads.ndim == 3 else ""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(
-        f"{windows}{layers:,} layers, {experts:,} + {redundant:,} experts on {devices:,} devices "
+        f"{windows}{layers:,} layer{'s' * (layers > 1)}, {experts:,} + {redundant:,} experts on {devices:,} devices "
         f"of {(experts + redundant) // devices:,} slots"
     )
     table = Table(box=None, pad_edge=False, header_style="bold")

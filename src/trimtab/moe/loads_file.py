@@ -41,8 +41,8 @@ def read_loads(path: str | Path) -> Floats:
 
 def read_placement(path: str | Path, devices: int, experts: int) -> Placement:
     """The placement of a .json file with EPLB's `phy2log` or SGLang's `physical_to_logical_map`."""
-    found = _named(_parsed(Path(path)), MAPS, str(path))
     try:
+        found = _named(_parsed(Path(path)), MAPS, "it")
         return Placement.from_phy2log(found, devices, experts)
     except TrimtabError as error:
         raise TrimtabError(f"{path}: {error}") from None
@@ -52,7 +52,7 @@ def _parsed(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise TrimtabError(f"{path} is not JSON") from None
+        raise TrimtabError("this is not JSON") from None
 
 
 def _named(found: Any, names: tuple[str, ...], what: str) -> Any:

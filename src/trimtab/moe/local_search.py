@@ -8,14 +8,16 @@ kind. Even split: a replica gets load / replicas of its expert.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
 from trimtab.moe.packing import Floats, Ints
 
 TIE = 1e-7  # weight of the sum of squares: of equal peaks, the more even loads; small against any peak
-LEAST_GAIN = 1e-11
-STEPS = 2000  # a guard; the cost falls with every step, so that the search ends by itself
+ROUNDING = 1e-11
+SPAN, SETTLED = 64, 1e-4  # a search is over when so many steps have gained less (of the mean device load)
+MANY, LIGHTEST = 64, 32  # of more experts than that, only the lightest may take a busy replica's slot
 
 
 @dataclass
@@ -51,11 +53,13 @@ class Board:
     def potential(self) -> float:
         return self.cost + TIE * float((self.device**2).sum())
 
-    def sources(self) -> Ints:
-        """The devices whose load sets the cost."""
+    def sources(self) -> list[int]:
+        """The devices whose load sets the cost, that of the worst window first."""
         peaks = self.device.max(axis=1)
-        windows = self.device[peaks >= peaks.max() - LEAST_GAIN] if self.worst else self.device
-        return np.unique(windows.argmax(axis=1))
+        order = np.argsort(-peaks, kind="stable")
+        if self.worst:
+            order = order[peaks[order] >= peaks.max() - ROUNDING]
+        return list(dict.fromkeys(self.device[order].argmax(axis=1).tolist()))
 
     def put(self, changes: list[tuple[int, int, int]]) -> None:
         """Set (device, slot, expert) each."""
@@ -98,22 +102,28 @@ def hosts_of(slots: Ints, experts: int) -> Ints:
 
 def improve(board: Board) -> Board:
     """Swap while that helps, then re-replicate, until neither does; with bounded moves the better first."""
-    for _ in range(STEPS):
+    before = board.cost
+    for taken in count(1):
         step = best_swap(board)
         if step[0] <= 0 or board.home is not None:
             step = max(step, best_replacement(board), key=lambda found: found[0])
         if step[0] <= 0:
             break
         board.put(step[1])
+        if taken % SPAN == 0:
+            if before - board.cost < SETTLED:
+                break
+            before = board.cost
     return board
 
 
 def best_swap(board: Board) -> Step:
-    """The best exchange of a replica on a busiest device with one elsewhere; worth 0 if none helps."""
-    found: Step = (0.0, [])
-    for source in board.sources():
-        found = max(found, _swap_with(board, int(source)), key=lambda step: step[0])
-    return found
+    """The best exchange of a replica on a busiest device with one elsewhere; worth 0 if none helps.
+
+    The first busiest device from which anything helps: windows share most of their loads.
+    """
+    steps = (_swap_with(board, source) for source in board.sources())
+    return next((step for step in steps if step[0] > 0), (0.0, []))
 
 
 def _swap_with(board: Board, source: int) -> Step:
@@ -134,7 +144,7 @@ def _swap_with(board: Board, source: int) -> Step:
             arrival[source, slots] - np.take_along_axis(departure, slots, axis=1)
         )[:, None, :]
         gain[np.broadcast_to(mine[None, :, None] == slots[:, None, :], gain.shape)] = -np.inf
-    worth = np.where(gain > LEAST_GAIN, board.worth(gain, extra), 0.0)
+    worth = np.where(gain > ROUNDING, board.worth(gain, extra), 0.0)
     best = np.unravel_index(int(worth.argmax()), worth.shape)
     other, slot, theirs = (int(index) for index in best)
     changes = [(source, slot, int(slots[other, theirs])), (other, theirs, int(slots[source, slot]))]
@@ -158,21 +168,22 @@ def best_replacement(board: Board) -> Step:
     """The best change of one slot's expert, where the expert that goes has further replicas; 0 if none.
 
     Either an expert of a busiest device gets a further replica anywhere, or a replica on that device
-    makes room for any other expert.
+    makes room for another expert (a light one, where there are many).
     """
     spare = np.flatnonzero(board.counts[board.slots.ravel()] > 1)
-    found: Step = (0.0, [])
-    if not len(spare):
-        return found
-    size = board.slots.shape[1]
-    for source in board.sources():
-        mine = np.unique(board.slots[source])
+    size, experts = board.slots.shape[1], board.loads.shape[1]
+    light = np.arange(experts)
+    if experts > MANY:
+        light = np.argsort(board.loads.sum(axis=0) / (board.counts + 1), kind="stable")[:LIGHTEST]
+    for source in board.sources() if len(spare) else []:
         there = spare[spare // size == source]
-        every = np.arange(board.loads.shape[1])
-        for positions, incoming in ((spare, mine), (there, every)):
-            if len(positions):
-                found = max(found, _replace(board, positions, incoming), key=lambda step: step[0])
-    return found
+        steps = [_replace(board, spare, np.unique(board.slots[source]))]
+        if len(there):
+            steps.append(_replace(board, there, light))
+        best = max(steps, key=lambda step: step[0])
+        if best[0] > 0:
+            return best
+    return 0.0, []
 
 
 def _replace(board: Board, positions: Ints, incoming: Ints) -> Step:
@@ -194,7 +205,7 @@ def _replace(board: Board, positions: Ints, incoming: Ints) -> Step:
     extra = np.zeros(gain.shape, dtype=np.int64)
     if board.home is not None:
         extra = board.arrival()[where][:, incoming] - board.departure()[where, outgoing][:, None]
-    worth = np.where(gain > LEAST_GAIN, board.worth(gain, extra), 0.0)
+    worth = np.where(gain > ROUNDING, board.worth(gain, extra), 0.0)
     best = int(worth.argmax())
     position, expert = divmod(best, len(incoming))
     slot = int(positions[position])

@@ -181,7 +181,7 @@ def _search(loads: Floats, devices: int, slots: int, worst: bool) -> Ints:
     if slots * devices == mean.shape[1]:
         starts = starts[:1]  # nothing to replicate, so they are all the same
     found = [
-        _search_row(loads[:, row], starts[:, row], worst, np.random.Generator(np.random.PCG64(row)))
+        _search_row(loads[:, row], starts[:, row], worst, np.random.Generator(np.random.PCG64(0)))
         for row in range(len(mean))
     ]
     return np.take_along_axis(order, np.stack(found).reshape(len(mean), -1), axis=1).reshape(-1, devices, slots)
@@ -190,10 +190,11 @@ def _search(loads: Floats, devices: int, slots: int, worst: bool) -> Ints:
 def _search_row(loads: Floats, starts: Ints, worst: bool, generator: np.random.Generator) -> Ints:
     """The best placement of one row: every start if it is small, otherwise the best two."""
     devices, slots = starts.shape[1:]
-    boards = sorted((Board(loads, start.copy(), worst) for start in starts), key=lambda board: board.cost)
+    small = devices * slots <= SMALL
+    boards = [Board(loads, start.copy(), worst) for start in starts]
+    boards.sort(key=lambda board: board.cost)
     bound = lower_bound(loads, devices, slots, worst)
     best = boards[0]
-    small = devices * slots <= SMALL
     for board in boards if small else boards[:2]:
         if best.cost <= bound * (1 + CLOSE) and not small:
             break
@@ -329,12 +330,12 @@ def _check_groups(experts: int, devices: int, nodes: int, groups: int | None) ->
     for name, number in (("nodes", nodes), ("groups", groups)):
         if number < 1:
             raise TrimtabError(f"{name} must be 1 or more; given {number}")
-    if experts % groups:
-        raise TrimtabError(f"{experts} experts cannot be shared evenly by {groups} groups")
-    if groups % nodes:
-        raise TrimtabError(f"{groups} groups cannot be shared evenly by {nodes} nodes")
     if devices % nodes:
         raise TrimtabError(f"{devices} devices cannot be shared evenly by {nodes} nodes")
+    if groups % nodes:
+        raise TrimtabError(f"{groups} groups cannot be shared evenly by {nodes} nodes")
+    if experts % groups:
+        raise TrimtabError(f"{experts} experts cannot be shared evenly by {groups} groups")
     return groups
 
 

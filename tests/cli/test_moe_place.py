@@ -73,7 +73,17 @@ def test_few_moves(capsys: pytest.CaptureFixture[str]) -> None:
 def test_times_and_splits(capsys: pytest.CaptureFixture[str]) -> None:
     generator = np.random.default_rng(0)
     np.save("z.npy", [generator.permutation(np.arange(1, 257) ** -0.8)])
-    arguments = ["z.npy", "--devices", "8", "--redundant", "32", "--model", "deepseek-v3", "--split", "fewest"]
+    arguments = [
+        "z.npy",
+        "--devices",
+        "8",
+        "--redundant",
+        "32",
+        "--model",
+        "deepseek-v3",
+        "--split",
+        "fewest",
+    ]
     before, _, ours, fewest = rows(arguments, capsys)
     assert fewest["placement"] == "trimtab, fewest split"
     assert ours["ms_16384_tokens"] < before["ms_16384_tokens"]
@@ -93,7 +103,10 @@ def test_times_and_splits(capsys: pytest.CaptureFixture[str]) -> None:
         (["words.csv", *EIGHT], "words.csv: loads must be numbers"),
         (["bad.npy", *EIGHT], "bad.npy: this is not an array"),
         (["bad.safetensors", *EIGHT], "bad.safetensors: this is not a safetensors file"),
-        (["loads.json", "--devices", "8", "--redundant", "7"], "the next number of redundant experts that can"),
+        (
+            ["loads.json", "--devices", "8", "--redundant", "7"],
+            "the next number of redundant experts that can",
+        ),
         (["loads.json", *EIGHT, "--split", "evn"], "unknown split 'evn'; allowed: balanced, even, fewest."),
         (["loads.json", *EIGHT, "--format", "vllm"], "unknown format 'vllm'; allowed: eplb, sglang."),
         (["loads.json", *EIGHT, "--out", "x.txt"], "must end in .json"),
@@ -103,7 +116,10 @@ def test_times_and_splits(capsys: pytest.CaptureFixture[str]) -> None:
         (["loads.json", *EIGHT, "--moves", "-1"], "moves must be 0 or more; given -1"),
         (["loads.json", *EIGHT, "--moves", "1", "--nodes", "2"], "--moves does not look at nodes"),
         (["loads.json", *EIGHT, "--current", "loads.json"], "loads.json: phy2log holds 10 to 600"),
-        (["loads.json", "--devices", "9", "--redundant", "1", "--nodes", "2"], "9 devices cannot be shared evenly"),
+        (
+            ["loads.json", "--devices", "9", "--redundant", "1", "--nodes", "2"],
+            "9 devices cannot be shared evenly",
+        ),
     ],
 )
 def test_bad_input_is_one_line(

@@ -1,4 +1,4 @@
-"""Expert placement: the published rule to the letter, never worse than it, optimal where that can be proven."""
+"""Expert placement: the published rule to the letter, never worse than it, optimal where it is provable."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from trimtab.errors import TrimtabError
 from trimtab.moe import Placement, even_placement, place, published_placement, rebalance
 
 # The example of EPLB's README, and what it prints there for 16 replicas, 4 groups, 2 nodes, 8 devices.
-README = [[90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86], [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27]]
-README_MAP = [[5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1], [7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1]]
+README = [
+    [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],
+    [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27],
+]
+README_MAP = [
+    [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1],
+    [7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1],
+]
 FLASH = [[600, 560, 120, 120, 20, 10, 10, 10]]  # vllm-ascend #3042: 8 devices of 2 slots
 
 
@@ -62,9 +68,7 @@ def test_the_published_rule_equals_the_oracle(data: st.DataObject) -> None:
     experts, devices = groups * data.draw(st.integers(1, 4)), nodes * data.draw(st.integers(1, 3))
     slots = -(-experts // devices) + data.draw(st.integers(0, 2))
     loads = data.draw(st.lists(st.integers(0, 1000), min_size=experts, max_size=experts).filter(any))
-    found = published_placement(
-        [loads], devices, devices * slots - experts, nodes=nodes, groups=groups
-    )
+    found = published_placement([loads], devices, devices * slots - experts, nodes=nodes, groups=groups)
     assert found.slots[0].tolist() == oracle.eplb(loads, devices, slots, groups, nodes)
     assert found.device_loads([loads]).max() == pytest.approx(oracle.peak(loads, found.slots[0].tolist()))
 
@@ -92,7 +96,9 @@ def _compositions(total: int, parts: int) -> Any:
 
 def _paired(loads: list[int], extra: tuple[int, ...]) -> float:
     """With two slots a device, the best is the largest with the smallest, and so on inwards."""
-    shares = sorted(load / (1 + more) for load, more in zip(loads, extra, strict=True) for _ in range(1 + more))
+    shares = sorted(
+        load / (1 + more) for load, more in zip(loads, extra, strict=True) for _ in range(1 + more)
+    )
     return max(low + high for low, high in zip(shares, reversed(shares), strict=True))
 
 
@@ -139,7 +145,10 @@ def test_every_expert_has_a_place_and_nothing_is_lost(case: tuple[np.ndarray, in
 @given(cases(num_windows=2), st.sampled_from(["mean", "worst"]))
 def test_never_worse_than_the_published_rule(case: tuple[np.ndarray, int, int], objective: Any) -> None:
     loads, devices, redundant = case
-    ours, rule = place(loads, devices, redundant, objective=objective), published_placement(loads, devices, redundant)
+    ours, rule = (
+        place(loads, devices, redundant, objective=objective),
+        published_placement(loads, devices, redundant),
+    )
     assert (cost(ours, loads, objective) <= cost(rule, loads, objective) + 1e-12).all()
 
 
@@ -155,7 +164,10 @@ def test_groups_stay_on_their_node(seed: int, per_node: int, slots_more: int) ->
     rule = published_placement(loads, devices, redundant, nodes=nodes, groups=groups)
     assert (cost(ours, loads[None]) <= cost(rule, loads[None]) + 1e-12).all()
     for layer in ours.slots:
-        held = [set((layer[: devices // nodes] // size).ravel()), set((layer[devices // nodes :] // size).ravel())]
+        held = [
+            set((layer[: devices // nodes] // size).ravel()),
+            set((layer[devices // nodes :] // size).ravel()),
+        ]
         assert not held[0] & held[1]
         assert len(held[0]) == len(held[1]) == per_node
 

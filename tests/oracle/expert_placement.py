@@ -23,7 +23,7 @@ def pack(loads: Row, bins: int) -> list[list[int]]:
 
 
 def replicate(loads: Row, total: int) -> list[int]:
-    """The expert of each replica: all once, then again and again the one with the largest load per replica."""
+    """The expert of each replica: all once, then always the one with the largest load per replica."""
     chosen = list(range(len(loads)))
     while len(chosen) < total:
         per_replica = [load / chosen.count(expert) for expert, load in enumerate(loads)]
@@ -41,8 +41,7 @@ def eplb(loads: Row, devices: int, slots: int, groups: int = 1, nodes: int = 1) 
         own = [loads[expert] for expert in experts]
         chosen = replicate(own, devices // nodes * slots)
         share = [own[local] / chosen.count(local) for local in chosen]
-        for content in pack(share, devices // nodes):
-            placed.append([experts[chosen[replica]] for replica in content])
+        placed += [[experts[chosen[i]] for i in content] for content in pack(share, devices // nodes)]
     return placed
 
 

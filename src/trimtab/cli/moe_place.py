@@ -50,10 +50,12 @@ def place(
         str, typer.Option("--split", help="Tokens over replicas: even, balanced or fewest.")
     ] = "even",
     current: Annotated[
-        Path | None, typer.Option("--current", metavar="FILE", help="The placement now; experts in order if none.")
+        Path | None,
+        typer.Option("--current", metavar="FILE", help="The placement now; experts in order if none."),
     ] = None,
     moves: Annotated[
-        int | None, typer.Option("--moves", help="Improve the placement now, moving at most so many per layer.")
+        int | None,
+        typer.Option("--moves", help="Improve the placement now, moving at most so many per layer."),
     ] = None,
     model: ModelOption = None,
     device: DeviceOption = "h200",
@@ -76,15 +78,16 @@ def place(
     _check(out, out_format, moves, nodes)
     counted = read_loads(loads)
     layers, experts = counted.shape[-2:]
-    keys = {"nodes": nodes, "groups": groups}
-    rule = published_placement(counted, devices, redundant, **keys)
+    rule = published_placement(counted, devices, redundant, nodes=nodes, groups=groups)
     if current is None:
         before = even_placement(layers, experts, devices, redundant)
     else:
         before = read_placement(current, devices, experts)
-    found = search(counted, devices, redundant, objective=objective, **keys)  # type: ignore[arg-type]
-    if moves is not None:
-        found = rebalance(before, counted, moves, objective=objective)  # type: ignore[arg-type]
+    aim: Any = objective
+    if moves is None:
+        found = search(counted, devices, redundant, nodes=nodes, groups=groups, objective=aim)
+    else:
+        found = rebalance(before, counted, moves, objective=aim)
     table = [("in order" if current is None else "now", before, "even"), ("EPLB's rule", rule, "even")]
     ours = "trimtab" if moves is None else f"trimtab, {moves} moves"
     table.append((ours, found, "even"))
@@ -158,10 +161,9 @@ def _print(rows: list[Row], loads: Floats, devices: int, redundant: int, out: Pa
     layers, experts = loads.shape[-2:]
     windows = f"{len(loads)} windows of " if loads.ndim == 3 else ""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(
-        f"{windows}{layers:,} layer{'s' * (layers > 1)}, {experts:,} + {redundant:,} experts on {devices:,} devices "
-        f"of {(experts + redundant) // devices:,} slots"
-    )
+    total = f"{experts:,} + {redundant:,} experts on {devices:,} devices"
+    slots = f"{(experts + redundant) // devices:,} slots"
+    console.print(f"{windows}{layers:,} layer{'s' * (layers > 1)}, {total} of {slots}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("placement")
     headings = {"max_over_mean": "max/mean", "worst_layer": "worst layer", "moved": "moved"}
@@ -169,7 +171,9 @@ def _print(rows: list[Row], loads: Floats, devices: int, redundant: int, out: Pa
         text = headings.get(name) or f"ms, {int(name.split('_')[1]):,} tokens"
         table.add_column(text, justify="right")
     for row in rows:
-        shown = [f"{value:,}" if isinstance(value, int) else f"{value:,.3f}" for value in list(row.values())[1:]]
+        shown = [
+            f"{value:,}" if isinstance(value, int) else f"{value:,.3f}" for value in list(row.values())[1:]
+        ]
         table.add_row(row["placement"], *shown)
     console.print(table)
     note = "max/mean: busiest device, mean over layers; moved: replicas to copy to a device, all layers"

@@ -61,7 +61,9 @@ def _named(found: Any, names: tuple[str, ...], what: str) -> Any:
     for name in names:
         if name in found:
             return found[name]
-    raise TrimtabError(f"{what} has neither {' nor '.join(names)}, but {', '.join(map(str, found)) or 'nothing'}")
+    raise TrimtabError(
+        f"{what} has neither {' nor '.join(names)}, but {', '.join(map(str, found)) or 'nothing'}"
+    )
 
 
 def _from_json(path: Path) -> Any:

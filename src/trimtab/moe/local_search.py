@@ -46,7 +46,7 @@ class Board:
     def over_windows(self, peaks: Floats) -> Floats:
         """(W, ...) -> (...)"""
         if len(peaks) == 1:
-            return peaks[0]
+            return np.asarray(peaks[0])
         return np.asarray(peaks.max(axis=0) if self.worst else peaks.mean(axis=0))
 
     @property

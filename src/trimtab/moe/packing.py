@@ -82,15 +82,19 @@ def count_replicas(chosen: Ints, experts: int) -> Ints:
     """How often each expert occurs in each row: (rows, ...) -> (rows, experts)."""
     rows = len(chosen)
     flat = chosen.reshape(rows, -1) + experts * np.arange(rows)[:, None]
-    return np.bincount(flat.ravel(), minlength=rows * experts).reshape(rows, experts)
+    return np.asarray(np.bincount(flat.ravel(), minlength=rows * experts).reshape(rows, experts))
 
 
 def experts_of_nodes(loads: Floats, groups: int, nodes: int) -> Ints:
-    """Which experts each node holds when whole groups of neighbours are packed: (rows, nodes, experts/nodes)."""
+    """Experts of each node, (rows, nodes, experts / nodes), when whole groups of neighbours are packed."""
     rows, experts = loads.shape
     size = experts // groups
-    held = packed(loads.reshape(rows, groups, size).sum(axis=2), nodes)
-    return (held[..., None] * size + np.arange(size)).reshape(rows, nodes, -1)
+    return members(packed(loads.reshape(rows, groups, size).sum(axis=2), nodes), size)
+
+
+def members(groups: Ints, size: int) -> Ints:
+    """The experts of groups of ``size`` neighbours: (rows, nodes, groups) -> (rows, nodes, experts)."""
+    return (groups[..., None] * size + np.arange(size)).reshape(*groups.shape[:2], -1)
 
 
 def published(loads: Any, devices: int, slots: int, groups: int = 1, nodes: int = 1) -> Ints:

@@ -7,6 +7,7 @@ docs/background/expert-placement.md says what that is worth.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from trimtab.moe.packing import (
     Ints,
     count_replicas,
     experts_of_nodes,
+    members,
     published,
     replicated_and_packed,
     to_experts,
@@ -40,7 +42,7 @@ class Placement:
 
     @property
     def devices(self) -> int:
-        return self.slots.shape[1]
+        return int(self.slots.shape[1])
 
     @property
     def phy2log(self) -> Ints:
@@ -108,7 +110,9 @@ class Placement:
                 f"phy2log must be whole numbers (layers, physical experts); given {flat.shape}"
             )
         if devices < 1 or flat.shape[1] % devices:
-            raise TrimtabError(f"{flat.shape[1]} physical experts cannot be shared evenly by {devices} devices")
+            raise TrimtabError(
+                f"{flat.shape[1]} physical experts cannot be shared evenly by {devices} devices"
+            )
         experts = int(flat.max()) + 1 if experts is None else experts
         if flat.min() < 0 or flat.max() >= experts:
             raise TrimtabError(f"phy2log holds {flat.min()} to {flat.max()}; experts are 0 to {experts - 1}")
@@ -153,20 +157,24 @@ def place(
     _check_objective(objective)
     even = windows * (devices / windows.sum(axis=-1, keepdims=True))  # mean device load 1
     total = windows.sum(axis=0)
-    rule = published(total, devices, slots, groups, nodes)
-    mine = experts_of_nodes(total, groups, nodes)
-    inside = np.take_along_axis(even[:, :, None], mine[None], axis=-1)
-    inside = inside.reshape(len(windows), -1, mine.shape[-1])
-    local = _search(inside, devices // nodes, slots, objective == "worst")
-    found = to_experts(local, mine)
-    experts = windows.shape[-1]
-    kept = [_better(*pair, objective == "worst") for pair in zip(np.moveaxis(even, 1, 0), found, rule)]
-    return Placement(np.stack(kept), experts)
+    worst = objective == "worst"
+    found = [published(total, devices, slots, groups, nodes)]
+    held = [experts_of_nodes(total, groups, nodes)]
+    if nodes > 1:
+        by_group = even.reshape(*even.shape[:2], groups, -1).sum(axis=-1)
+        held.append(members(_search(by_group, nodes, groups // nodes, worst), windows.shape[-1] // groups))
+    for mine in held:
+        inside = np.take_along_axis(even[:, :, None], mine[None], axis=-1)
+        inside = inside.reshape(len(windows), -1, mine.shape[-1])
+        found.append(to_experts(_search(inside, devices // nodes, slots, worst), mine))
+    layers = range(windows.shape[1])
+    kept = [min((each[i] for each in found), key=_cost_on(even[:, i], worst)) for i in layers]
+    return Placement(np.stack(kept), windows.shape[-1])
 
 
-def _better(loads: Floats, found: Ints, rule: Ints, worst: bool) -> Ints:
-    """Of two placements of a layer the one of less cost; the published one of equals."""
-    return found if Board(loads, found, worst).cost < Board(loads, rule, worst).cost else rule
+def _cost_on(loads: Floats, worst: bool) -> Callable[[Ints], float]:
+    """What a layer's placement (devices, slots) costs on loads (windows, experts)."""
+    return lambda slots: Board(loads, slots, worst).cost
 
 
 def _search(loads: Floats, devices: int, slots: int, worst: bool) -> Ints:
@@ -176,7 +184,9 @@ def _search(loads: Floats, devices: int, slots: int, worst: bool) -> Ints:
     """
     mean = loads.mean(axis=0)
     order = np.argsort(-mean, axis=1, kind="stable")
-    loads, mean = (np.take_along_axis(each, np.broadcast_to(order, each.shape), axis=-1) for each in (loads, mean))
+    loads, mean = (
+        np.take_along_axis(each, np.broadcast_to(order, each.shape), axis=-1) for each in (loads, mean)
+    )
     starts = np.stack([replicated_and_packed(mean, devices, slots, offset) for offset in OFFSETS])
     if slots * devices == mean.shape[1]:
         starts = starts[:1]  # nothing to replicate, so they are all the same
@@ -184,7 +194,9 @@ def _search(loads: Floats, devices: int, slots: int, worst: bool) -> Ints:
         _search_row(loads[:, row], starts[:, row], worst, np.random.Generator(np.random.PCG64(0)))
         for row in range(len(mean))
     ]
-    return np.take_along_axis(order, np.stack(found).reshape(len(mean), -1), axis=1).reshape(-1, devices, slots)
+    return np.take_along_axis(order, np.stack(found).reshape(len(mean), -1), axis=1).reshape(
+        -1, devices, slots
+    )
 
 
 def _search_row(loads: Floats, starts: Ints, worst: bool, generator: np.random.Generator) -> Ints:
@@ -228,7 +240,7 @@ def lower_bound(loads: Floats, devices: int, slots: int, worst: bool) -> float:
 
 
 def _least_largest_share(loads: Floats, total: int) -> Floats:
-    """(windows,) the largest share where replicas are given so that it is least, which the greedy rule does."""
+    """(windows,) the largest share when replicas are given so that it is least: by the greedy rule."""
     counts = np.ones_like(loads)
     every = np.arange(len(loads))
     for _ in range(total - loads.shape[1]):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimtab.cli import options
+from trimtab.cli.progress import progress_bar
 from trimtab.errors import TrimtabError, unknown
 
 if TYPE_CHECKING:
@@ -85,7 +86,10 @@ def place(
         before = read_placement(current, devices, experts)
     aim: Any = objective
     if moves is None:
-        found = search(counted, devices, redundant, nodes=nodes, groups=groups, objective=aim)
+        with progress_bar("placing", "layers", quiet, time_left=True, before="placing") as report:
+            found = search(
+                counted, devices, redundant, nodes=nodes, groups=groups, objective=aim, progress=report
+            )
     else:
         found = rebalance(before, counted, moves, objective=aim)
     table = [("in order" if current is None else "now", before, "even"), ("EPLB's rule", rule, "even")]

@@ -1,7 +1,7 @@
 """The search for one placement: starts by several rules of replication, each improved, the best kept.
 
-Small layers are also shaken and improved again, until they reach a lower bound or have had their turns;
-on layers of up to 12 slots that found the proven optimum every time (tests/moe/test_placement.py).
+Small layers are also shaken and improved again, until they reach a lower bound or have had their turns.
+That mostly finds the optimum, but does not prove it (tests/moe/test_placement.py does, for some layers).
 """
 
 from __future__ import annotations

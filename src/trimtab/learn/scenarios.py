@@ -20,6 +20,7 @@ from trimtab.scenario import Scenario, load_scenario
 from trimtab.workload import Traffic, build_traffic
 
 FIRST_SEED = 1_000_000  # of training; evaluation uses small numbers
+STAGES = ("demonstrations", "ppo")  # evolution and the held-out scenarios have streams of one number
 DEVICES = ("h200", "h100", "a100-80", "l40s", "a40")
 SECONDS = 60.0
 FEWEST, MOST = 500, 4_000  # requests of a scenario
@@ -55,6 +56,11 @@ def between(easy: Level, hard: Level, progress: float) -> Level:
         for name in Level.__dataclass_fields__
     }
     return Level(**{**mixed, "most_replicas": round(mixed["most_replicas"])})
+
+
+def stream(stage: str, seed: int, *numbers: int) -> np.random.Generator:
+    """Random numbers of a stage of a training: other ones for every stage, seed and choice of ``numbers``."""
+    return np.random.default_rng([FIRST_SEED, 1 + STAGES.index(stage), len(numbers), seed, *numbers])
 
 
 def draw_scenario(rng: np.random.Generator, level: Level = HARD) -> Scenario:

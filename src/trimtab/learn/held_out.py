@@ -32,8 +32,10 @@ class HeldOut:
     cases: list[tuple[Scenario, Traffic, list[Fleet], float]] = field(default_factory=list)
 
     def measure(self, acting: Acting) -> dict[str, float]:
-        """As it is deployed: the best replica each time, no bias. ``eval/p99_ttft_ratio``: geometric mean over scenarios of the
-        99th percentile of the time to the first token, over that of the yardstick; less is better.
+        """As it is deployed: the best replica each time, without the bias of training.
+
+        ``eval/p99_ttft_ratio``: geometric mean over scenarios of the 99th percentile of the time to the
+        first token, over that of the yardstick; less is better.
         ``eval/goodput``: share of requests that met the SLO."""
         if not self.cases:
             self.cases = spread(self._case, range(NUM_SCENARIOS))

@@ -82,7 +82,7 @@ def new_learner(config: TrainConfig, cloned: Scorer, draw: Draw = draw_scenario)
 def train_update(learner: Learner) -> dict[str, float]:
     """One update. Returns its measurements, by CleanRL's names where it has them."""
     config, started = learner.config.ppo, time.perf_counter()
-    groups = play_groups(_places(learner), level(learner), learner.acting(), config.plays, learner.draw)
+    groups = play_groups(places(learner), level(learner), learner.acting(), config.plays, learner.draw)
     played = time.perf_counter()
     batch, facts = make_batch(learner, groups)
     learner.decisions_seen += len(batch.decisions)
@@ -102,7 +102,7 @@ def level(learner: Learner) -> Level:
     return between(EASY, HARD, min(1.0, learner.update / length) if length else 1.0)
 
 
-def _places(learner: Learner) -> list[Place]:
+def places(learner: Learner) -> list[Place]:
     """Where this update's groups stand: no other update, of this or another seed, plays the same."""
     config = learner.config
     return [(config.seed, learner.update, number) for number in range(config.ppo.groups)]

@@ -1,7 +1,8 @@
 """What the router is trained on: fleets, traffic, loads and signals drawn at random.
 
-Nothing that routers are judged on is among them: the suite's fleets are excluded by construction, its
-lengths come from another trace, and seeds of training are far above those of evaluation (a test says so).
+Nothing that routers are judged on is among them: seeds of training are far above those of evaluation, and
+every stage of every training has random numbers of its own (a test says so). Kinds are shared: lengths are
+often those fitted to azure-conv-2023, as the suite's are, and a fleet of the suite may be drawn, too.
 """
 
 from __future__ import annotations

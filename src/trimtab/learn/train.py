@@ -96,7 +96,8 @@ def train(run: Run, screen: Screen, resume: str | None = None, until: Stage = "e
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """The order of a sum depends on how many threads share it, and products as small as these gain nothing."""
+    """torch on one thread: the order of a sum depends on how many share it, and products as small as these
+    gain nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -87,8 +87,6 @@ VARIANTS = (
     Variant("without 3, stronger penalty", "optimized", PENALTIES),
     Variant("without 4, imbalanced demonstrations", "optimized", _of_original("clone.include_imbalanced")),
     Variant("original, no KL, no penalty", "original", {**NO_KL, **NO_PENALTY}),
-    Variant("optimized, no penalty", "optimized", NO_PENALTY),
-    Variant("optimized, bias for penalty", "optimized", {**NO_PENALTY, "ppo.bias_rate": BIAS_RATE}),
     Variant("lossfree", "lossfree", {"ppo.bias_rate": BIAS_RATE}),
     Variant("lossfree, no bias", "lossfree", {"ppo.bias_rate": 0.0}),
     Variant("from nothing, bias", "lossfree", {**NOTHING, "ppo.bias_rate": BIAS_RATE}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from _collapse import DECIDED
@@ -17,11 +17,7 @@ PANELS = (
     ("kl_ref", "KL to the clone, nats", "Flat at zero: the policy stays what was cloned."),
     ("route/entropy", "Entropy, of a coin's", "One is a coin toss, whatever the queues are."),
     ("queue/variance", "Queue variance, requests^2", "Over replicas; half of the starts are skewed."),
-    (
-        DECIDED,
-        "Busiest share x replicas",
-        "One is even; the ancestor was near 3; dashed: 1.3.",
-    ),
+    (DECIDED, "Busiest share x 4, best replica each time", "One is even, four a collapse; dashed: 1.3."),
 )
 LIMIT = 1.3
 
@@ -79,33 +75,53 @@ def _dashes(canvas: Canvas, chart: Chart, value: float) -> None:
         canvas.line([(left, place), (min(left + 6, chart.box.right), place)], MUTED, 1.5)
 
 
-def draw_ends(path: Path, title: str, panels: Sequence[tuple[str, str, str, Sequence[Row]]]) -> None:
-    """``panels``: title, what to see, unit, rows; the rows of all panels have the same names."""
-    rows = panels[0][3]
-    height = 150 + 26 * len(rows)
+class Panel(NamedTuple):
+    """One column of the final picture; what lies beyond ``most`` is written instead of drawn, and intervals
+    are cut at the edges."""
+
+    name: str
+    see: str
+    unit: str
+    most: float
+    rows: Sequence[Row]
+
+
+def draw_ends(path: Path, title: str, panels: Sequence[Panel]) -> None:
+    """The rows of all panels have the same names."""
+    height = 150 + 26 * len(panels[0].rows)
     canvas = Canvas(1240, height)
     canvas.text(30, 40, title, 20, INK)
     width = 270
-    for number, (name, see, unit, entries) in enumerate(panels):
+    for number, panel in enumerate(panels):
         left = 280 + number * (width + 45)
         box = Box(left, 112, left + width, height - 48)
-        spread = [bound for row in entries for bound in (row.low, row.high)]
-        low, high = min(spread), max(spread)
-        room = 0.05 * (high - low)
-        chart = Chart(
-            canvas, box, (name, see, unit), (max(low - room, 0.0), high + room), (len(entries), 0), rows=True
-        )
-        for index, row in enumerate(entries):
-            y = chart.up(index + 0.5)
-            colour = MUTED if index >= len(entries) - _rivals(entries) else PALETTE[0]
+        shown = [row for row in panel.rows if row.value <= panel.most]
+        low, high = min(row.value for row in shown), max(row.value for row in shown)
+        low, high = max(low - 0.2 * (high - low), 0.0), high + 0.2 * (high - low)
+        titles = (panel.name, panel.see, panel.unit)
+        chart = Chart(canvas, box, titles, (low, high), (0, len(panel.rows)), rows=True)
+        for index, row in enumerate(panel.rows):
+            y = chart.up(len(panel.rows) - index - 0.5)
             canvas.line([(box.left, y), (box.right, y)], GRID, 1)
-            canvas.line([(chart.across(row.low), y), (chart.across(row.high), y)], colour, 2.5)
-            canvas.dot(chart.across(row.value), y, 4.5, colour)
+            _interval(canvas, chart, row, y, (low, high), index >= len(panel.rows) - _rivals(panel.rows))
             if number == 0:
                 canvas.text(box.left - 10, y, row.name, 13, INK, "rm")
     canvas.save(path)
 
 
-def _rivals(rows: Sequence[Any]) -> int:
+def _interval(
+    canvas: Canvas, chart: Chart, row: Row, y: float, bounds: tuple[float, float], rival: bool
+) -> None:
+    low, high = bounds
+    if row.value > high:
+        canvas.text(chart.box.right - 4, y, f"{row.value:,.3g}", 13, PALETTE[1], "rm")
+        return
+    colour = MUTED if rival else PALETTE[0]
+    ends = [(chart.across(min(max(end, low), high)), y) for end in (row.low, row.high)]
+    canvas.line(ends, colour, 2.5)
+    canvas.dot(chart.across(max(row.value, low)), y, 4.5, colour)
+
+
+def _rivals(rows: Sequence[Row]) -> int:
     """How many of the last rows are heuristics: those without an interval."""
     return sum(row.low == row.high for row in rows)

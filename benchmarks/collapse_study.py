@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from _collapse import DECIDED, KEPT, VARIANTS, Json, judge, outcome
-from _collapse_plots import Row, draw_curves, draw_ends
+from _collapse_plots import Panel, Row, draw_curves, draw_ends
 
 from trimtab.cli.progress import progress_bar
 from trimtab.report.bootstrap import student_t
@@ -39,9 +39,9 @@ SEEDS, QUICK_SEEDS = range(5), range(2)
 RIVALS = ("least-outstanding", "round-robin", "random")
 LIMIT = 1.3  # of share_ratio
 LAST = 5  # updates at the end, over which a measure is averaged
+NEITHER = "original, no KL, no penalty"
 STRATEGIES = tuple(variant.name for variant in VARIANTS if variant.name.startswith("without"))
 BIASED = (
-    ("optimized, bias for penalty", "optimized, no penalty"),
     ("lossfree", "lossfree, no bias"),
     ("from nothing, bias", "from nothing, no bias"),
 )
@@ -90,18 +90,19 @@ def figures_of(runs: Sequence[Json], base: Json) -> Json:
     return found
 
 
-def effect(runs: dict[str, list[Json]], one: str, other: str, how: str) -> Json:
+def effect(runs: dict[str, list[Json]], one: str, other: str) -> Json:
     """Of ``one`` against ``other``, training by training with the same seed."""
     pairs = list(zip(runs[one], runs[other], strict=True))
-    queue = [[math.log(float(np.mean(run["curves"]["queue/variance"]))) for run in pair] for pair in pairs]
-    return {
-        "p99_ttft": ratio_of([tail(mine[how], its[how]) for mine, its in pairs]),
-        "goodput": interval([good(mine[how], its[how]) for mine, its in pairs]),
-        "recovery_s": interval(
-            [float(np.mean(mine[how]["recovery_s"]) - np.mean(its[how]["recovery_s"])) for mine, its in pairs]
-        ),
-        "queue_variance": ratio_of([mine - its for mine, its in queue]),
-    }
+    queues = [[math.log(np.mean(run["curves"]["queue/variance"])) for run in pair] for pair in pairs]
+    found: Json = {"queue_variance": ratio_of([mine - its for mine, its in queues])}
+    for how in ("best", "tossed"):
+        slower = [np.mean(mine[how]["recovery_s"]) - np.mean(its[how]["recovery_s"]) for mine, its in pairs]
+        found[how] = {
+            "p99_ttft": ratio_of([tail(mine[how], its[how]) for mine, its in pairs]),
+            "goodput": interval([good(mine[how], its[how]) for mine, its in pairs]),
+            "recovery_s": interval([float(each) for each in slower]),
+        }
+    return found
 
 
 # --- what a person reads ------------------------------------------------------------------------
@@ -131,16 +132,21 @@ def tables(found: Json) -> str:
     for name, each in found["heuristics"].items():
         shown = f"{each['p99_ttft']:.2f} | {each['goodput']:.3f} | {each['recovery_s']:.1f}"
         ends.append(f"| `{name}` | {shown} | | | |")
-    effects = [ends[0].replace("router", "change"), ends[1]]
+    effects = [
+        "| change | queue variance | p99 TTFT | in the SLO | recovery, s | tossing: p99 TTFT | recovery, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, each in found["effects"].items():
-        effects.append(f"| {name} | {cells(each['best'])} | {cells(each['tossed'])} |")
+        tossed = f"{span(each['tossed']['p99_ttft'])} | {span(each['tossed']['recovery_s'], 1)}"
+        queues = span(each["queue_variance"])
+        effects.append(f"| {name} | {queues} | {cells(each['best'])} | {tossed} |")
     return "\n".join(
         [
             "**Training** (share: the most of any update of any training; the rest: over the last updates)",
             "", *training, "",
             "**Afterwards** (p99 TTFT and requests within the SLO: of least-outstanding's)",
             "", *ends, "",
-            "**What each change did** (p99 TTFT, requests within the SLO: ratio; recovery: difference)",
+            "**What each change did** (recovery: difference; the rest: ratio; queue variance in training)",
             "", *effects,
         ]
     )  # fmt: skip
@@ -159,19 +165,21 @@ def pictures(folder: Path, runs: dict[str, list[Json]], found: Json) -> None:
             for name in names
         }
 
-    presets = ("original", "optimized", "lossfree", "from nothing, bias", "from nothing, no bias")
-    draw_curves(folder / "collapse-presets.png", "Training: presets, and from nothing", curves(presets))
+    presets = ("original", "optimized", "lossfree", "lossfree, no bias", NEITHER)
+    draw_curves(
+        folder / "collapse-presets.png", "Training: the presets, and neither KL nor penalty", curves(presets)
+    )
     removed = ("optimized", *STRATEGIES)
     draw_curves(folder / "collapse-strategies.png", "Training: a strategy taken back", curves(removed))
     panels = []
-    for key, name, see, unit in (
-        ("p99_ttft", "p99 TTFT", "Less is better.", "of least-outstanding's"),
-        ("goodput", "Within the SLO", "More is better.", "of least-outstanding's"),
-        ("recovery_s", "Recovery", "Less is better.", "seconds"),
+    for key, name, see, unit, most in (
+        ("p99_ttft", "p99 TTFT", "Less is better.", "of least-outstanding's", 2.0),
+        ("goodput", "Within the SLO", "More is better.", "of least-outstanding's", 2.0),
+        ("recovery_s", "Recovery", "Less is better.", "seconds", 60.0),
     ):
-        rows = [Row(name_, *each["best"][key]) for name_, each in found["variants"].items()]
-        rows += [Row(name_, *[each[key]] * 3) for name_, each in found["heuristics"].items()]
-        panels.append((name, see, unit, rows))
+        rows = [Row(router, *each["best"][key]) for router, each in found["variants"].items()]
+        rows += [Row(router, *[each[key]] * 3) for router, each in found["heuristics"].items()]
+        panels.append(Panel(name, see, unit, most, rows))
     draw_ends(folder / "collapse-ends.png", "After training, best replica each time", panels)
 
 
@@ -202,7 +210,7 @@ def collect(folder: Path, quick: bool) -> dict[str, list[Json]]:
 def study(runs: dict[str, list[Json]], quick: bool) -> Json:
     rivals = {name: judge(name, quick) for name in RIVALS}
     base = rivals["least-outstanding"]
-    pairs = [(name, "optimized") for name in STRATEGIES] + list(BIASED)
+    pairs = [(name, "optimized") for name in STRATEGIES] + [(NEITHER, "original"), *BIASED]
     return {
         "variants": {name: figures_of(mine, base) for name, mine in runs.items()},
         "heuristics": {
@@ -214,10 +222,7 @@ def study(runs: dict[str, list[Json]], quick: bool) -> Json:
             }
             for name, each in rivals.items()
         },
-        "effects": {
-            f"{one}, against {other}": {how: effect(runs, one, other, how) for how in ("best", "tossed")}
-            for one, other in pairs
-        },
+        "effects": {f"{one}, against {other}": effect(runs, one, other) for one, other in pairs},
     }
 
 

@@ -44,7 +44,7 @@ def test_the_whole_study_in_small(
     assert set(figures["heuristics"]) == set(study.RIVALS)
     assert figures["heuristics"]["least-outstanding"]["p99_ttft"] == 1.0
     assert figures["heuristics"]["random"]["p99_ttft"] > 1.0
-    assert len(figures["effects"]) == len(study.STRATEGIES) + len(study.BIASED)
+    assert len(figures["effects"]) == len(study.STRATEGIES) + len(study.BIASED) + 1
     for name in ("presets", "strategies", "ends"):
         assert (tmp_path / f"collapse-{name}.png").read_bytes().startswith(b"\x89PNG")
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-best.safetensors")}

@@ -67,7 +67,7 @@ class PpoConfig:
     reward_clip: float = 10.0
     max_grad_norm: float = 0.5
     stabilization_updates: int = 0  # act, learn the critic, leave the policy
-    bias_rate: float = 0.0
+    bias_rate: float = 0.05  # while PPO plays; the deployed policy has no bias
     curriculum_updates: int = 5
 
 
@@ -112,6 +112,7 @@ _STEPS = 16  # of their optimiser in one rollout
 _SEED_PPO = PpoConfig(
     updates=20_000 // 128, groups=16, plays=1, epochs=4, clip_high=0.2, dual_clip=0.0, gamma=0.95,
     learning_rate=3e-4, entropy_coef=0.002, warmup_updates=round(500 / _STEPS), curriculum_updates=0,
+    bias_rate=0.0,
 )  # fmt: skip
 _SEED_CLONE = CloneConfig(
     teachers=("round-robin", "least-outstanding", "random"), steps_per_policy=700, every=1

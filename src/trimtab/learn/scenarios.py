@@ -1,7 +1,8 @@
 """What the router is trained on: fleets, traffic, loads and signals drawn at random.
 
-Nothing that routers are judged on is among them: the suite's fleets are excluded by construction, its
-lengths come from another trace, and seeds of training are far above those of evaluation (a test says so).
+Nothing that routers are judged on is among them: seeds of training are far above those of evaluation, and
+every stage of every training has random numbers of its own (a test says so). Kinds are shared: lengths are
+often those fitted to azure-conv-2023, as the suite's are, and a fleet of the suite may be drawn, too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from trimtab.scenario import Scenario, load_scenario
 from trimtab.workload import Traffic, build_traffic
 
 FIRST_SEED = 1_000_000  # of training; evaluation uses small numbers
+STAGES = ("demonstrations", "ppo")  # evolution and the held-out scenarios have streams of one number
 DEVICES = ("h200", "h100", "a100-80", "l40s", "a40")
 SECONDS = 60.0
 FEWEST, MOST = 500, 4_000  # requests of a scenario
@@ -55,6 +57,11 @@ def between(easy: Level, hard: Level, progress: float) -> Level:
         for name in Level.__dataclass_fields__
     }
     return Level(**{**mixed, "most_replicas": round(mixed["most_replicas"])})
+
+
+def stream(stage: str, seed: int, *numbers: int) -> np.random.Generator:
+    """Random numbers of a stage of a training: other ones for every stage, seed and choice of ``numbers``."""
+    return np.random.default_rng([FIRST_SEED, 1 + STAGES.index(stage), len(numbers), seed, *numbers])
 
 
 def draw_scenario(rng: np.random.Generator, level: Level = HARD) -> Scenario:

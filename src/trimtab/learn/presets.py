@@ -76,11 +76,11 @@ class EvolveConfig:
     to first token, a mean E2E more than 2 % above the best rival's, and SLOs that it met.
     """
 
-    generations: int = 120
+    generations: int = 300
     pool: int = 240
     courses: int = 20
     pairs: int = 12
-    sigma: float = 0.02
+    sigma: float = 0.03
     learning_rate: float = 0.02
     hardness: float = 0.6
     mean: float = 0.3
@@ -94,7 +94,7 @@ class TrainConfig:
 
     preset: str = "lossfree"
     seed: int = 0
-    hidden: int = 16
+    hidden: int = 6
     residual: float = 20.0  # sharpness of the heuristic that the policy starts from; 0: from nothing
     clone: CloneConfig = field(default_factory=CloneConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
@@ -118,6 +118,7 @@ _NO_EVOLUTION = EvolveConfig(generations=0)
 PRESETS: dict[str, TrainConfig] = {
     "original": TrainConfig(
         preset="original",
+        hidden=16,
         residual=0.0,
         evolve=_NO_EVOLUTION,
         clone=replace(_SEED_CLONE, include_imbalanced=False),
@@ -134,6 +135,7 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "optimized": TrainConfig(
         preset="optimized",
+        hidden=16,
         residual=0.0,
         evolve=_NO_EVOLUTION,
         clone=_SEED_CLONE,

@@ -11,6 +11,7 @@ import math
 
 from trimtab.engine.jit import jit
 from trimtab.engine.state import State
+from trimtab.routers.beliefs import believe
 from trimtab.routers.heuristics import Table
 
 # name: (unit of the fact, what it is); the network sees squash(fact / scale)
@@ -61,11 +62,18 @@ def observe(state: State, table: Table, base: int, request: int) -> None:
     """Write the features of every replica of the pool, and the context."""
     control, groups, features = state.control, state.groups, state.features
     prompt = state.requests["prefill_tokens"][request]
+    stale = control["stale"][0]
+    if stale:
+        believe(state, table, base)
     for replica in range(control["first"][0], control["last"][0]):
         row = base + replica
         group = table["group"][row]
         match = state.replicas["match"][replica] if control["matching"][0] else 0
         queued = table["pending_prefill"][row] * groups["prefill_s"][group]
+        decoding = table["expected_decode"][row] * groups["decode_s"][group]
+        if stale:
+            mine = control["view"][0] * len(state.replicas) + replica
+            queued, decoding = state.beliefs["prompts"][mine], state.beliefs["decodes"][mine]
         own = (prompt - match) * groups["prefill_s"][group]
         left = iteration_left(state, replica)
         block = groups["block_size"][group]
@@ -74,7 +82,7 @@ def observe(state: State, table: Table, base: int, request: int) -> None:
         features[replica, 1] = squash(queued, SHORT)
         features[replica, 2] = squash(own, SHORT)
         features[replica, 3] = squash(left, SHORT)
-        features[replica, 4] = squash(table["expected_decode"][row] * groups["decode_s"][group], SHORT)
+        features[replica, 4] = squash(decoding, SHORT)
         features[replica, 5] = squash(table["waiting"][row], MANY)
         features[replica, 6] = squash(table["running"][row], MANY)
         features[replica, 7] = min(BOUND, blocks / table["kv_total"][row])

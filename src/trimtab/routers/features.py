@@ -2,7 +2,8 @@
 
 Training, the gym environment and the compiled router all read these, and nothing else. Times and counts
 enter as logarithms, so that a replica twice as slow is as far from its neighbour on an idle fleet as on a
-busy one; all are bounded. With stale signals everything but matches is what the snapshot says.
+busy one; all are bounded. With stale signals everything but matches is what the snapshot says, with what
+was dispatched since; queued prompts and decoding are also worked off since (``beliefs``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from trimtab.routers.heuristics import Table
 # name: (unit of the fact, what it is); the network sees squash(fact / scale)
 FEATURES: dict[str, tuple[str, str]] = {
     "first_token": ("s", "queued prompts, this prompt's misses and what is left of the running iteration"),
-    "queued_prompts": ("s", "prompt tokens not yet computed, at the replica's own rate"),
+    "queued_prompts": ("s", "prompt tokens not yet computed, at the replica's own rate (see ``beliefs``)"),
     "own_prompt": (
         "s",
         "this prompt's tokens that its prefix cache does not hold, at the replica's own rate",
@@ -29,6 +30,7 @@ FEATURES: dict[str, tuple[str, str]] = {
     "kv_after": ("share", "KV blocks in use once the queued prompts and this one are in"),
     "match": ("share", "of this prompt, held by the replica's prefix cache"),
     "speed": ("share", "relative to the fleet's fastest"),
+    "work": ("s", "prompts and decoding outstanding; with stale signals, as if none were done since"),
 }
 CONTEXT: dict[str, tuple[str, str]] = {
     "prompt": ("tokens", "of this request"),
@@ -71,6 +73,7 @@ def observe(state: State, table: Table, base: int, request: int) -> None:
         match = state.replicas["match"][replica] if control["matching"][0] else 0
         queued = table["pending_prefill"][row] * groups["prefill_s"][group]
         decoding = table["expected_decode"][row] * groups["decode_s"][group]
+        features[replica, 10] = squash(queued + decoding, SHORT)
         if stale:
             mine = control["view"][0] * len(state.replicas) + replica
             queued, decoding = state.beliefs["prompts"][mine], state.beliefs["decodes"][mine]

@@ -76,10 +76,10 @@ class EvolveConfig:
     to first token, a mean E2E more than 2 % above the best rival's, and SLOs that it met.
     """
 
-    generations: int = 300
+    generations: int = 250
     pool: int = 240
-    courses: int = 20
-    pairs: int = 12
+    courses: int = 12
+    pairs: int = 10
     sigma: float = 0.03
     learning_rate: float = 0.02
     hardness: float = 0.6

@@ -157,7 +157,7 @@ def test_evolution_follows_and_the_better_policy_is_published(tmp_path: Path) ->
 @pytest.fixture
 def trained(tmp_path: Path) -> tuple[Checkpoints, Learner]:
     run = small_run(tmp_path)
-    learner = new_learner(run.config, Scorer(16), always(tiny()))
+    learner = new_learner(run.config, Scorer(run.config.hidden), always(tiny()))
     train_update(learner)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.write(checkpoints.pack(learner, Best()))

@@ -26,7 +26,7 @@ from trimtab.learn.scenarios import build_episode
 
 def learner_of(folder: Path) -> Learner:
     config = small_run(folder).config
-    return new_learner(config, Scorer(16), always(tiny()))
+    return new_learner(config, Scorer(config.hidden), always(tiny()))
 
 
 def test_names_are_those_that_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

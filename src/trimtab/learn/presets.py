@@ -79,11 +79,11 @@ class EvolveConfig:
     to first token, a mean E2E more than 2 % above the best rival's, and SLOs that it met.
     """
 
-    generations: int = 120
+    generations: int = 250
     pool: int = 240
-    courses: int = 20
-    pairs: int = 12
-    sigma: float = 0.02
+    courses: int = 12
+    pairs: int = 10
+    sigma: float = 0.03
     learning_rate: float = 0.02
     hardness: float = 0.6
     mean: float = 0.3
@@ -97,7 +97,7 @@ class TrainConfig:
 
     preset: str = "lossfree"
     seed: int = 0
-    hidden: int = 16
+    hidden: int = 6
     residual: float = 20.0  # sharpness of the heuristic that the policy starts from; 0: from nothing
     clone: CloneConfig = field(default_factory=CloneConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
@@ -123,6 +123,7 @@ _NO_EVOLUTION = EvolveConfig(generations=0)
 PRESETS: dict[str, TrainConfig] = {
     "original": TrainConfig(
         preset="original",
+        hidden=16,
         residual=0.0,
         evolve=_NO_EVOLUTION,
         clone=replace(_SEED_CLONE, include_imbalanced=False),
@@ -140,6 +141,7 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "optimized": TrainConfig(
         preset="optimized",
+        hidden=16,
         residual=0.0,
         evolve=_NO_EVOLUTION,
         clone=_SEED_CLONE,

@@ -24,7 +24,9 @@ FIRST_SEED = 1_000_000  # of training; evaluation uses small numbers
 STAGES = ("demonstrations", "ppo")  # evolution and the held-out scenarios have streams of one number
 DEVICES = ("h200", "h100", "a100-80", "l40s", "a40")
 SECONDS = 60.0
-FEWEST, MOST = 500, 4_000  # requests of a scenario
+SNAPSHOTS = 12  # of old signals that a scenario lasts for
+FEWEST, MOST = 500, 5_000  # requests of a scenario
+LONGEST = 8192  # tokens
 BURST_REQUESTS = 1_500  # to find what a fleet can carry
 
 Json = dict[str, Any]
@@ -75,10 +77,11 @@ def draw_scenario(rng: np.random.Generator, level: Level = HARD) -> Scenario:
         "slo": {"ttft_ms": 1000, "tpot_ms": 100},
     }
     rate = float(rng.uniform(level.least_load, level.most_load)) * saturation(data)
-    requests = int(np.clip(SECONDS * rate, FEWEST, MOST))
+    refresh = float(np.exp(rng.uniform(np.log(0.1), np.log(20.0)))) if rng.random() < level.stale else 0.0
+    requests = int(np.clip(max(SECONDS, SNAPSHOTS * refresh) * rate, FEWEST, MOST))
     data["workload"] |= {"num_requests": requests, "arrivals": _arrivals(rng, level, rate)}
-    if rng.random() < level.stale:
-        data["signals"] = {"refresh_s": float(np.exp(rng.uniform(np.log(0.1), np.log(20.0))))}
+    if refresh:
+        data["signals"] = {"refresh_s": refresh}
     if rng.random() < level.failing:
         data["faults"] = _crash(rng, data, requests / rate)
     return load_scenario(data)
@@ -86,6 +89,7 @@ def draw_scenario(rng: np.random.Generator, level: Level = HARD) -> Scenario:
 
 def _fleet(rng: np.random.Generator, level: Level) -> list[Json]:
     engine: Json = {"model": "llama-3-8b", "scheduler": {"name": "vllm_v1", "prefix_caching": True}}
+    engine["exectime"] = {"max_tokens": LONGEST}  # one size of tables for all, which the cache then holds
     total = int(rng.integers(2, level.most_replicas + 1))
     kinds = int(rng.integers(2, 4)) if rng.random() < level.mixed else 1
     kinds = min(kinds, total)
@@ -106,12 +110,12 @@ def _lengths(rng: np.random.Generator) -> Json:
 
 
 def _prompts(rng: np.random.Generator, level: Level) -> Json:
-    cap: Json = {"max_tokens": 8192}
+    cap: Json = {"max_tokens": LONGEST}
     if rng.random() >= level.shared:
         return cap
     if rng.random() < 0.5:
         think = float(rng.uniform(2, 15))
-        return {"sessions": {"turns": float(rng.uniform(2, 8)), "think_s": think, "max_context": 8192}}
+        return {"sessions": {"turns": float(rng.uniform(2, 8)), "think_s": think, "max_context": LONGEST}}
     prefixes: Json = {"groups": int(rng.integers(4, 64)), "tokens": int(rng.integers(256, 2049))}
     prefixes |= {"zipf": float(rng.uniform(0.6, 1.4)), "share": float(rng.uniform(0.5, 1.0))}
     return {**cap, "prefixes": prefixes}

@@ -135,9 +135,9 @@ def forget(run: Run) -> None:
     """Remove what earlier trainings left in the folder, so that everything begins again."""
     files = ["demonstrations.npz", "cloned.safetensors", "cloned.json", EVOLUTION]
     files += ["policy.safetensors", "policy.json"]
-    events = (run.folder / "tensorboard").glob("events.out.tfevents.*")
+    events = (run.folder / "tensorboard").rglob("events.out.tfevents.*")
     kept = (run.checkpoints.path(name) for name in run.checkpoints.present())
-    for path in [*(run.path(name) for name in [*files, "metrics.csv"]), *events, *kept]:
+    for path in [*(run.path(name) for name in [*files, "metrics.csv", "evolution.csv"]), *events, *kept]:
         path.unlink(missing_ok=True)
 
 

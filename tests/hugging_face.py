@@ -57,9 +57,7 @@ class Family(NamedTuple):
 FAMILIES = {
     "deepseek_v3": Family(3, "router", "sigmoid", LATENT),
     "deepseek_v32": Family(3, "router", "sigmoid", SPARSE),
-    "deepseek_v4": Family(
-        2, "router", "sqrtsoftplus", {"mlp_layer_types": ["hash_moe", "moe", "moe"]}
-    ),
+    "deepseek_v4": Family(2, "router", "sqrtsoftplus", {"mlp_layer_types": ["hash_moe", "moe", "moe"]}),
     "glm4_moe": Family(3, "router", "sigmoid"),
     "glm4_moe_lite": Family(2, "router", "sigmoid", LATENT),
     "glm_moe_dsa": Family(3, "router", "sigmoid", SPARSE),

@@ -146,5 +146,7 @@ def report(
     if as_json:
         print(json.dumps(loads.words))
     elif not quiet:
+        if layer is not None:
+            print(loads.words["routers"][layer])
         Console().print(table)
         print(f"heat map: {picture}")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from trimtab.errors import TrimtabError
-from trimtab.moe.routers import Router
+from trimtab.moe.routers import BIAS_NAMES, Router
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LARGEST_HEADER = 100_000_000  # bytes, as the format's own readers have it
@@ -95,9 +95,10 @@ def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
 def bias_names(stored: Mapping[str, Stored], routers: Sequence[Router]) -> list[str]:
     """The name under which the checkpoint keeps each router's bias.
 
-    Names of modules and of checkpoints differ between versions, so a tensor is taken that has the router's
-    layer number, as many entries as experts and the same last name; and it has to hold the numbers that the
-    model has loaded, to the precision of half a bfloat16 step.
+    Modules and checkpoints name tensors differently (Kolibri's ``mlp.gate.e_score_correction_bias`` is stored
+    as ``moe.router.expert_bias``, DeepSeek-V4's as ``ffn.gate.bias``): a bias is known by what it is: of the
+    router's layer, called a bias, as many numbers as experts, and the ones that the model has loaded (to half
+    a step of bfloat16). Where several are, all zero for instance, the usual names go first.
     """
     names = []
     for router in routers:
@@ -106,11 +107,13 @@ def bias_names(stored: Mapping[str, Stored], routers: Sequence[Router]) -> list[
             name
             for name, tensor in stored.items()
             if layer_of(name) == layer_of(router.bias_name)
-            and name.rpartition(".")[2] == router.field
+            and "bias" in name.rpartition(".")[2]
             and math.prod(tensor.shape) == router.experts
             and tensor.dtype in DTYPES
             and np.allclose(values_of(tensor), held, rtol=2.0**-8, atol=1e-30)
         ]
+        usual = [name for name in fitting if name.rpartition(".")[2] in BIAS_NAMES]
+        fitting = usual if len(fitting) > 1 else fitting
         if len(fitting) != 1:
             what = f"{len(fitting)} tensors" if fitting else "no tensor"
             raise TrimtabError(

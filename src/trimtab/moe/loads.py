@@ -83,8 +83,8 @@ def expert_table(loads: Loads, layer: int) -> Table:
 
     if not 0 <= layer < len(loads.before):
         raise TrimtabError(f"--layer is from 0 to {len(loads.before) - 1}; given {layer}")
-    table = Table(title=f"{loads.words['routers'][layer]}: load over the mean", **STYLE)
-    for heading in ("expert", "before", "after"):
+    table = Table(**STYLE)
+    for heading in ("expert", "load over the mean, before", "after"):
         table.add_column(heading, justify="right")
     before, after = (rows[layer] / rows[layer].mean() for rows in (loads.before, loads.after))
     for expert in np.argsort(-before, kind="stable"):
@@ -122,7 +122,9 @@ def write_heat_map(loads: Loads, path: Path) -> None:
     height = int(np.clip(26 * layers, 80, 420))
     canvas = Canvas(WIDTH, TOP + 2 * (height + 90) + 40)
     canvas.text(30, 40, f"Load per layer and expert: {loads.words.get('model_type', '')}", 20, INK)
-    canvas.text(30, 64, "Even rows are the goal: dark columns are experts that every device waits for.", 13)
+    canvas.text(
+        30, 64, "Even rows are the goal: a dark cell is an expert that its whole layer waits for.", 13
+    )
     panels = (("Before", loads.before), ("After", loads.after))
     for number, (title, rows) in enumerate(panels):
         top = TOP + 20 + number * (height + 90)

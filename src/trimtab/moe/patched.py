@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from trimtab import __version__
@@ -125,7 +126,7 @@ def loaded(folder: Path) -> nn.Module:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype="auto", local_files_only=True, device_map=device()
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[:1]
         raise TrimtabError(
             f"{folder} does not load: {first[0] if first else type(error).__name__}"

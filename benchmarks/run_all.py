@@ -60,6 +60,7 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
         "e2e_error": (0.07, "<="),
     },
     "balance_laws": {"update_us": (200, "<=")},
+    "moe_overhead": {"overhead_percent": (3, "<="), "update_us": (200, "<=")},
     "vidur_agreement": {"max_time_error_s": (1e-6, "<="), "batches_equal": (1, ">=")},
 }
 

@@ -23,8 +23,10 @@ from trimtab.balance.measures import max_violation
 from trimtab.cli import main
 from trimtab.errors import TrimtabError
 from trimtab.moe import apply_sidecar, attach
+from trimtab.moe.calibration import Limit
 from trimtab.moe.checkpoint import bias_names, differing, rounded, stored_tensors, values_of
 from trimtab.moe.loads import read_report, short_names
+from trimtab.moe.patched import Settings, calibrate_checkpoint
 from trimtab.moe.routers import find_routers
 
 CODE = Path(sysconfig.get_paths()["stdlib"]) / "email"  # some 400 kB of Python
@@ -145,6 +147,34 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
         arguments = ("--text", CODE, "--out", tmp_path / name, *QUICK, "--quiet", "--max-kl", "1")
         assert run("calibrate", "--model", source, *arguments) == 0
     assert differing(tmp_path / "a", tmp_path / "b") == []
+
+
+@pytest.mark.parametrize("stage", ["finding the bias", "measuring on held-out text"])
+def test_an_interrupted_calibration_goes_on_bit_for_bit(stage: str, tmp_path: Path) -> None:
+    source = saved(tmp_path / "model", "glm4_moe")
+    settings = Settings(length=64, tokens=36_864, limit=Limit(9.0, 9.0))
+    steps: list[str] = []
+
+    def interrupting(_done: int, _total: int, what: str) -> None:
+        steps.append(what)
+        if steps.count(stage) == 11:
+            raise KeyboardInterrupt
+
+    def counting(_done: int, _total: int, what: str) -> None:
+        steps.append(what)
+
+    whole = calibrate_checkpoint(source, [CODE], tmp_path / "whole", settings, counting)
+    number = len(steps)
+    steps.clear()
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_checkpoint(source, [CODE], tmp_path / "out", settings, interrupting, save_every_s=0)
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == [".out.calibrating.npz"]
+    before = len(steps)
+    again = calibrate_checkpoint(source, [CODE], tmp_path / "out", settings, counting)
+    assert len(steps) <= number + 10 and before > 10  # one step twice, or the biases of one part
+    assert again == whole
+    assert differing(tmp_path / "whole", tmp_path / "out") == []
+    assert not (tmp_path / ".out.calibrating.npz").exists()
 
 
 def test_a_model_without_a_bias_gets_a_sidecar(tmp_path: Path, capsys: Any) -> None:

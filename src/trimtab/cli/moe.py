@@ -43,6 +43,9 @@ def calibrate(
         str | None, typer.Option(metavar="PATTERN", help="Only routers whose names match.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Which of the text is taken.")] = 0,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew where an interrupted one could go on.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -71,7 +74,7 @@ def calibrate(
             console.print(curve_table(found, limit))
 
     with progress_bar("calibrating", "steps", quiet, before="loading the model") as report:
-        words = calibrate_checkpoint(model, text or [], target, settings, report, show)
+        words = calibrate_checkpoint(model, text or [], target, settings, report, show, fresh=fresh)
     write_heat_map(read_report(target), target / "loads.png")
     if as_json:
         print(json.dumps({name: value for name, value in words.items() if name != "loads"}))

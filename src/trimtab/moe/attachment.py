@@ -316,7 +316,7 @@ class Attachment:
         if not isinstance(state, Mapping) or state.get("kind") != "Attachment":
             raise TrimtabError("this is not the state of an attachment; load what its state_dict() gave")
         names = [router.name for router in self.routers]
-        shape = np.shape(state.get("trained"))
+        shape = np.shape(np.asarray(state.get("trained")))
         if state.get("routers") != names or state.get("top_k") != self.top_k or shape != self.trained.shape:
             raise TrimtabError(
                 f"the state is of a model with {len(state.get('routers', []))} routers, bias {shape}; "

@@ -20,6 +20,7 @@ from trimtab.balance import BiasLaw, ProportionalLaw, QuantileLaw, SignLaw, anne
 from trimtab.balance.measures import max_violation_batch, max_violation_global, noise_floor
 from trimtab.errors import TrimtabError, unknown
 from trimtab.moe.attachment import Attachment, attach
+from trimtab.moe.notebook import Notebook
 
 STRENGTHS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 BATCH_TOKENS = 4096
@@ -74,7 +75,13 @@ class Calibrated:
 
 
 def find_bias(
-    model: nn.Module, ids: Tensor, law: str, passes: int, only: str | None, report: Report
+    model: nn.Module,
+    ids: Tensor,
+    law: str,
+    passes: int,
+    only: str | None,
+    report: Report,
+    notes: Notebook,
 ) -> np.ndarray:
     """The bias (layers, experts) that the law arrives at on sequences ``ids`` (n, length)."""
     if law not in LAWS:
@@ -82,16 +89,48 @@ def find_bias(
     batches = ids.split(max(1, BATCH_TOKENS // ids.shape[1]))
     updates = passes * len(batches)
     with attach(model, only=only) as probe:
-        top_k = probe.top_k
-    total: Any = 0.0
+        top_k, total = probe.top_k, np.zeros_like(probe.trained)
     with attach(model, LAWS[law](top_k, updates), only=only) as attached, torch.no_grad():
-        for done in range(updates):
+        begin = 0
+        if (known := notes.read("finding")) is not None:
+            attached.load_state_dict(known["attached"])
+            begin, total = known["done"], known["total"]
+        for done in range(begin, updates):
             report(done, updates, "finding the bias")
             model(input_ids=batches[done % len(batches)].to(model_device(model)), use_cache=False)
             if done >= updates - len(batches):
                 total = total + attached.bias
-        report(updates, updates, "finding the bias")
-    return np.asarray(total / len(batches))
+            state = {"attached": attached.state_dict(), "done": done + 1, "total": total}
+            notes.note("finding", state, now=done + 1 == updates)
+    return total / len(batches)
+
+
+@dataclass
+class Tally:
+    """Figures of one bias, part by part of the held-out text."""
+
+    losses: list[Any]  # (rows,) per part, nats per predicted token
+    distances: list[Any]  # (rows,) per part, KL from the first bias, nats per token
+    loads: list[Any]  # (layers, experts) per part
+
+    def point(self, strength: float, grouped: int, reference: Tally) -> Point:
+        """The `Point`; MaxVio per batch is over ``grouped`` parts together."""
+        batches = np.stack(
+            [np.sum(self.loads[i : i + grouped], axis=0) for i in range(0, len(self.loads), grouped)]
+        )
+        loss, base = np.concatenate(self.losses), np.concatenate(reference.losses)
+        difference = (loss - base) / base.mean()
+        error = float(difference.std(ddof=1)) / len(loss) ** 0.5 if len(loss) > 1 else float("nan")
+        return Point(
+            strength=float(strength),
+            maxvio_batch=max_violation_batch(batches),
+            maxvio_global=max_violation_global(batches),
+            loss=float(loss.mean()),
+            loss_increase=float(difference.mean()),
+            loss_increase_error=error,
+            kl=float(np.concatenate(self.distances).mean()),
+            loads=batches.sum(axis=0),
+        )
 
 
 def measure(
@@ -101,47 +140,30 @@ def measure(
     strengths: Sequence[float],
     only: str | None,
     report: Report,
+    notes: Notebook,
 ) -> list[Point]:
-    """A `Point` for each bias on held-out sequences ``ids`` (n, length); the first is what others cost."""
+    """A `Point` for each bias on held-out sequences ``ids`` (n, length), compared with the first bias."""
     vocabulary = int(getattr(model, "config").get_text_config().vocab_size)  # noqa: B009
     rows = max(1, min(BATCH_TOKENS, int(LOGIT_BYTES / (4 * vocabulary))) // ids.shape[1])
     parts = ids.split(rows)
-    losses: list[list[Tensor]] = [[] for _ in biases]
-    distances: list[list[Tensor]] = [[] for _ in biases]
-    loads: list[list[np.ndarray]] = [[] for _ in biases]
+    known = notes.read("measuring")
+    tallies = [Tally(**each) for each in known["tallies"]] if known else [Tally([], [], []) for _ in biases]
     with attach(model, only=only) as observed, torch.no_grad():
-        for done, part in enumerate(parts):
+        for done in range(len(tallies[0].losses), len(parts)):
             base: Tensor | None = None
-            for number, bias in enumerate(biases):
+            for number, (bias, tally) in enumerate(zip(biases, tallies, strict=True)):
                 report(done * len(biases) + number, len(parts) * len(biases), "measuring on held-out text")
-                logs = log_probabilities(model, observed, part, bias)
+                logs = log_probabilities(model, observed, parts[done], bias)
                 base = logs if base is None else base
-                losses[number].append(sequence_loss(logs, part.to(logs.device)).cpu())
-                distances[number].append((base.exp() * (base - logs)).sum(-1).mean(-1).double().cpu())
-                assert observed.load is not None
-                loads[number].append(observed.load)
-        report(1, 1, "measuring on held-out text")
+                tally.losses.append(sequence_loss(logs, parts[done].to(logs.device)).cpu().numpy())
+                distance = (base.exp() * (base - logs)).sum(-1).double().mean(-1)
+                tally.distances.append(distance.cpu().numpy())
+                tally.loads.append(observed.load)
+            notes.note("measuring", {"tallies": [vars(tally) for tally in tallies]})
     grouped = max(1, BATCH_TOKENS // (rows * ids.shape[1]))
-    points = []
-    for number, strength in enumerate(strengths):
-        batches = [sum(loads[number][i : i + grouped]) for i in range(0, len(loads[number]), grouped)]
-        loss, reference = torch.cat(losses[number]), torch.cat(losses[0])
-        scale = float(reference.mean())
-        difference = (loss - reference) / scale
-        error = float(difference.std()) / len(loss) ** 0.5 if len(loss) > 1 else float("nan")
-        points.append(
-            Point(
-                strength=float(strength),
-                maxvio_batch=max_violation_batch(np.stack(batches)),
-                maxvio_global=max_violation_global(np.stack(batches)),
-                loss=float(loss.mean()),
-                loss_increase=float(difference.mean()),
-                loss_increase_error=error,
-                kl=float(torch.cat(distances[number]).mean()),
-                loads=np.sum(batches, axis=0),
-            )
-        )
-    return points
+    return [
+        tally.point(strength, grouped, tallies[0]) for strength, tally in zip(strengths, tallies, strict=True)
+    ]
 
 
 def log_probabilities(model: nn.Module, observed: Attachment, ids: Tensor, bias: np.ndarray) -> Tensor:
@@ -168,23 +190,25 @@ def calibrate(
     as_stored: Callable[[np.ndarray], np.ndarray] = lambda bias: bias,
     only: str | None = None,
     report: Report = lambda *_: None,
+    notes: Notebook | None = None,
 ) -> Calibrated:
     """The bias for ``calibration`` sequences (n, length) that stays within ``limit`` on ``held_out`` ones.
 
     ``as_stored`` rounds a bias to what the checkpoint can hold, so that what is measured is what is served.
-    The model is left as it was.
+    ``notes`` of an interrupted calibration are gone on from. The model is left as it was.
     """
     if passes < 1:
         raise TrimtabError(f"passes must be at least 1; given {passes}")
     limit = limit if limit is not None else Limit()
-    found = find_bias(model, calibration, law, passes, only, report)
+    notes = notes if notes is not None else Notebook()
+    found = find_bias(model, calibration, law, passes, only, report, notes)
     with attach(model, only=only) as attached:
         trained, top_k = attached.trained, attached.top_k
     biases = [
         trained if strength == 0 else as_stored(trained + strength * (found - trained))
         for strength in STRENGTHS
     ]
-    curve = measure(model, held_out, biases, STRENGTHS, only, report)
+    curve = measure(model, held_out, biases, STRENGTHS, only, report, notes)
     good = [point for point in curve[1:] if limit.holds(point)]
     chosen = min(good, key=lambda point: point.maxvio_batch, default=None)
     if chosen is not None and chosen.maxvio_batch >= curve[0].maxvio_batch:

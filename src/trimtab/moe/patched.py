@@ -7,6 +7,7 @@ and what it measured; `trimtab.moe.loads` shows it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from trimtab.errors import TrimtabError, unknown
 from trimtab.moe import checkpoint
 from trimtab.moe.calibration import LAWS, Calibrated, Limit, Report, calibrate
 from trimtab.moe.loads import REPORT
+from trimtab.moe.notebook import EVERY_S, Notebook
 from trimtab.moe.routers import Router, find_routers
 from trimtab.moe.sidecar import write_sidecar
 from trimtab.moe.texts import Tokenizer, sequences, text_files
@@ -58,11 +60,15 @@ def calibrate_checkpoint(
     settings: Settings | None = None,
     report: Report = lambda *_: None,
     show: Callable[[Calibrated], Any] = lambda _: None,
+    *,
+    fresh: bool = False,
+    save_every_s: float = EVERY_S,
 ) -> dict[str, Any]:
     """Measure, find the bias, write ``out`` (whole or not at all); returns what `REPORT` holds.
 
-    ``show`` is given the result before anything is written. Raises `TrimtabError` where the folder holds no
-    model with routers, there is no text, or no strength of the bias helps within the limits.
+    ``show`` is given the result before anything is written. An interrupted calibration goes on from its
+    notes, kept beside ``out`` every ``save_every_s`` seconds, unless ``fresh``. Raises `TrimtabError` where
+    the folder holds no model with routers, there is no text, or no strength helps within the limits.
     """
     settings = settings if settings is not None else Settings()
     files = text_files(text)
@@ -83,6 +89,11 @@ def calibrate_checkpoint(
     def as_stored(bias: np.ndarray) -> np.ndarray:
         return np.stack([checkpoint.rounded(row, kind) for row, kind in zip(bias, dtypes, strict=True)])
 
+    notes_path = out.parent / f".{out.name}.calibrating.npz"
+    if fresh:
+        notes_path.unlink(missing_ok=True)
+    notes_path.parent.mkdir(parents=True, exist_ok=True)
+    notes = Notebook(notes_path, key_of(model_folder, files, settings), save_every_s)
     found = calibrate(
         model,
         ids,
@@ -93,9 +104,11 @@ def calibrate_checkpoint(
         as_stored=as_stored,
         only=settings.only,
         report=report,
+        notes=notes,
     )
     show(found)
     if found.chosen is None:
+        notes.close()
         raise TrimtabError(
             f"no strength makes the load more even at a loss of at most +{settings.limit.loss_increase:.2%} "
             f"and a KL of at most {settings.limit.kl:g}; nothing is written"
@@ -111,7 +124,17 @@ def calibrate_checkpoint(
         else:
             write_sidecar(draft, routers, found.bias, str(config.model_type))
         (draft / REPORT).write_text(json.dumps(words, indent=1) + "\n", encoding="utf-8")
+    notes.close()
     return words
+
+
+def key_of(model_folder: Path, files: Sequence[Path], settings: Settings) -> str:
+    """The same for the same calibration of the same files."""
+    paths = [*sorted(path for path in model_folder.iterdir() if path.is_file()), *files]
+    stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    # The limits are not part of it: the curve is the same whatever they are.
+    asked = {name: value for name, value in asdict(settings).items() if name != "limit"}
+    return hashlib.sha256(json.dumps([__version__, stamps, asked]).encode()).hexdigest()
 
 
 def loaded(folder: Path) -> nn.Module:

@@ -123,6 +123,7 @@ def test_the_report_says_what_a_recount_says(tmp_path: Path, capsys: Any) -> Non
     assert run("report", out, "--layer", "1") == 0
     assert "model.layers.1.mlp.gate\n" in capsys.readouterr().out
     assert short_names(["gate"]) == ["gate"]
+    assert run("place", out / "trimtab_moe.json", "--devices", "2") == 0  # the bias first, then the placement
 
 
 def test_the_guard_holds(tmp_path: Path, capsys: Any) -> None:
@@ -281,7 +282,8 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: Any) -> None:
 def test_bad_reports_are_one_line(bad: str, tmp_path: Path, capsys: Any) -> None:
     words: dict[str, Any] = {
         "routers": ["a", "b"],
-        "loads": {"before": [[1.0, 2.0], [3.0, 4.0]], "after": [[1.0, 2.0], [3.0, 4.0]]},
+        "loads_before": [[1.0, 2.0], [3.0, 4.0]],
+        "loads": [[1.0, 2.0], [3.0, 4.0]],
     }
     messages = {
         "negative": "its lowest entry is -1",
@@ -290,9 +292,9 @@ def test_bad_reports_are_one_line(bad: str, tmp_path: Path, capsys: Any) -> None
         "json": "is no report",
         "absent": "is no report",
     }
-    words["loads"]["before"][0][0] = {"negative": -1.0, "nan": float("nan")}.get(bad, 1.0)
+    words["loads_before"][0][0] = {"negative": -1.0, "nan": float("nan")}.get(bad, 1.0)
     if bad == "shape":
-        words["loads"]["before"].append([1.0, 1.0])
+        words["loads_before"].append([1.0, 1.0])
     if bad != "absent":
         (tmp_path / "trimtab_moe.json").write_text("{" if bad == "json" else json.dumps(words))
     assert run("report", tmp_path) == 2

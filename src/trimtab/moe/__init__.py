@@ -1,6 +1,6 @@
-"""Mixtures of experts: gates of real models, balanced while they run. Needs the extra ``gates``.
+"""Mixtures of experts: real models balanced while they run, experts placed on devices.
 
-Names are fetched when first used, so that what needs no torch loads none.
+Names are fetched when first used: placement needs no torch, the others need the extra ``gates``.
 """
 
 from importlib import import_module
@@ -10,9 +10,23 @@ _WHERE = {
     "attach": "trimtab.moe.attachment",
     "trained_bias": "trimtab.moe.attachment",
     "apply_sidecar": "trimtab.moe.sidecar",
+    "Placement": "trimtab.moe.placement",
+    "even_placement": "trimtab.moe.placement",
+    "place": "trimtab.moe.placement",
+    "published_placement": "trimtab.moe.placement",
+    "rebalance": "trimtab.moe.placement",
 }
 
-__all__ = ["apply_sidecar", "attach", "trained_bias"]
+__all__ = [
+    "Placement",
+    "apply_sidecar",
+    "attach",
+    "even_placement",
+    "place",
+    "published_placement",
+    "rebalance",
+    "trained_bias",
+]
 
 
 def __getattr__(name: str) -> Any:

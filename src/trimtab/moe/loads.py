@@ -38,8 +38,7 @@ def read_report(folder: Path) -> Loads:
     file = folder / REPORT if folder.is_dir() else folder
     try:
         words = json.loads(file.read_text(encoding="utf-8"))
-        loads = words["loads"]
-        before, after = (np.asarray(loads[name], dtype=np.float64) for name in ("before", "after"))
+        before, after = (np.asarray(words[name], dtype=np.float64) for name in ("loads_before", "loads"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrimtabError(f"{file} is no report of trimtab moe calibrate: {error!r}") from error
     if before.ndim != 2 or len(words.get("routers", [])) != len(before):

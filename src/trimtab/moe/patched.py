@@ -209,5 +209,6 @@ def told(
         "floor": {"batch": found.floor_batch, "global": found.floor_global},
         "chosen": found.chosen.figures(),
         "curve": [point.figures() for point in found.curve],
-        "loads": {"before": found.curve[0].loads.tolist(), "after": found.chosen.loads.tolist()},
+        "loads_before": found.curve[0].loads.tolist(),
+        "loads": found.chosen.loads.tolist(),  # as trimtab moe place reads them
     }

@@ -320,6 +320,7 @@ def test_refusals_are_one_line(model: Any) -> None:
         (lambda: attach(model, strength=2.0), "strength is from 0"),
         (lambda: attach(model, only="*vision*"), r"no router under '\*vision\*'"),
         (lambda: attach(model, law("sign", start=np.zeros((3, 16)))), "a bias for another model"),
+        (lambda: attach(model, law("sign", start=np.zeros((3, 8)))), "law's starting bias is not that of"),
         (lambda: attach(model, guard=Guard(np.zeros((3, 8)))), "not that of this model"),
         (lambda: attach(model, "quantile", reduce=lambda counts: counts), "use QuantileHistogramLaw"),
     ]

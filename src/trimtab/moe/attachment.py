@@ -44,8 +44,8 @@ def attach(
 
     Parameters
     ----------
-    law : a name of ``balance.LAWS``, a law without a bias or with one of this model's shape
-        (layers, experts), or an `AdaptiveLoadBalancer`, whose domain detector then sees ``input_ids``.
+    law : a name of ``balance.LAWS``, a law without a start or with ``trained_bias(model)`` as its start,
+        or an `AdaptiveLoadBalancer`, whose domain detector then sees ``input_ids``.
     target : wanted share per expert, (experts,) or (layers, experts); uniform where left out.
     guard : takes the law's bias in small steps and back to the trained one when a probe complains;
         made with ``Guard(trained_bias(model), ...)``.
@@ -103,6 +103,7 @@ class Attachment:
             raise TrimtabError(f"strength is from 0 (trained bias) to 1 (the law's); given {strength!r}")
         self.strength = strength
         self.experts, self.top_k = self.routers[0].experts, self.routers[0].top_k
+        self.device = self.routers[0].device()
         self.trained = read(self.routers)  # float64 (layers, experts)
         self.law = self.prepared(law)
         self.initial = self.law.state_dict() if isinstance(self.law, BiasLaw) else None
@@ -138,10 +139,10 @@ class Attachment:
             self.check_same(law.adjuster.base, "balancer's base bias")
         elif isinstance(law, BiasLaw):
             if law.bias is None:
-                start = torch.from_numpy(self.trained.copy()) if law.observes == "scores" else self.trained
-                law.bias = law.start = start
-            elif tuple(law.bias.shape) != self.trained.shape:
-                raise self.other_model("law's bias", law.bias)
+                law.bias = law.start = self.trained
+                if law.observes == "scores":  # sorted where they are made
+                    law.bias = law.start = torch.from_numpy(self.trained.copy()).to(self.device)
+            self.check_same(law.start, "law's starting bias")
             alone = law.observes == "scores" and getattr(law, "reduce", None) is None
             if self.reduce is not None and alone:
                 raise TrimtabError(
@@ -164,7 +165,7 @@ class Attachment:
         """Raise where a trained bias given beside the model is not the model's."""
         if tuple(bias.shape) != self.trained.shape:
             raise self.other_model(what, bias)
-        if not np.array_equal(np.asarray(as_bias(bias, what)[1]), self.trained):
+        if not np.array_equal(as_numpy(as_bias(bias, what)[1]), self.trained):
             raise TrimtabError(f"{what} is not that of this model; take it from trained_bias(model)")
 
     # --- around a forward ---------------------------------------------------------------------------
@@ -197,10 +198,11 @@ class Attachment:
                 f"{silent[0].name} ({type(silent[0].module).__name__}): a fused kernel in its place, "
                 "or a tower that did not run (leave it out with only=)?"
             )
-        counts = torch.stack([each.counts.cpu() for each in self.recorders])  # type: ignore[union-attr]
+        counts = torch.stack(
+            [each.counts.to(self.device) for each in self.recorders if each.counts is not None]
+        )
         if self.reduce is not None:
-            device = self.routers[0].device()
-            counts = reduce_counts([counts.to(device)], self.reduce)[0]
+            counts = reduce_counts([counts], self.reduce)[0]
         self.load = counts.double().cpu().numpy()
         self.num_forwards += 1
         with self.paused():
@@ -218,7 +220,7 @@ class Attachment:
 
     def scores(self) -> Tensor:
         """What the biases were added to in the last forward, (layers, tokens, experts)."""
-        return torch.stack([recorder.all_scores() for recorder in self.recorders])
+        return torch.stack([recorder.all_scores().to(self.device) for recorder in self.recorders])
 
     # --- the bias ---------------------------------------------------------------------------------
 

@@ -121,7 +121,7 @@ class Recorder:
         """Copy (experts,) into the bias, in place and in its own dtype."""
         self.bias.copy_(row.reshape(self.bias.shape))
         if self.original is None:
-            self.selection.idle = not bool(self.bias.any())
+            self.selection.idle = not bool(row.any())
 
     def restore(self) -> None:
         """The model's own tensor with its own bits."""

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    laws, pairs = ["ewma", "quantile"], 2 if arguments.quick else 15
+    laws, pairs = ["ewma", "quantile"], 2 if arguments.quick else 10
     found = {}
     print("| family | law | overhead of a forward |\n|---|---|---|")
     for family in FAMILIES:

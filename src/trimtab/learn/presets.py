@@ -85,8 +85,8 @@ class EvolveConfig:
     pairs: int = 10
     sigma: float = 0.03
     learning_rate: float = 0.02
-    hardness: float = 0.6
-    mean: float = 0.3
+    hardness: float = 1.0
+    mean: float = 0.15
     slower: float = 2.0
     missed: float = 3.0
 

@@ -52,7 +52,7 @@ def measure(label: str, seed: int, steps: int, corpus: Corpus, runs: Path, batch
 
 def table(found: dict[str, list[dict[str, float]]]) -> None:
     """A row per contender: mean over seeds, and the standard deviation of the perplexity."""
-    print("\n| balanced by | perplexity per byte | MaxVio over chance, global | per batch | steps until balanced |")
+    print("\n| balanced by | perplexity per byte | MaxVio over chance, global | per batch | balanced after |")
     print("|---|---|---|---|---|")
     for label, rows in found.items():
         mean = {name: float(np.mean([row[name] for row in rows])) for name in FIGURES}
@@ -79,7 +79,9 @@ def main() -> None:
     corpus = load_corpus(0.2 if quick else 2.0)
     unigram = math.exp(unigram_loss(corpus, MIXTURE))
     tokens = steps * Recipe().sequences * Recipe().shape.context
-    print(f"text {corpus.digest()}; {tokens:,} bytes per run; byte frequencies alone: perplexity {unigram:.2f}")
+    print(
+        f"text {corpus.digest()}; {tokens:,} bytes per run; byte frequencies alone: perplexity {unigram:.2f}"
+    )
     found: dict[str, list[dict[str, float]]] = {label: [] for label in labels}
     for seed in range(seeds):
         for label in labels:
@@ -103,7 +105,8 @@ def main() -> None:
                 "seeds": seeds,
                 "cpu_s": round(time.process_time() - begin, 1),
                 "contenders": {
-                    label: {name: round(value, 4) for name, value in row.items()} for label, row in mean.items()
+                    label: {name: round(value, 4) for name, value in row.items()}
+                    for label, row in mean.items()
                 },
             }
         )

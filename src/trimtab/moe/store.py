@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -39,7 +40,7 @@ def recall(
         except (SafetensorError, OSError):
             stored = {}  # cut short or foreign: made again
         if set(HISTORY) <= set(stored):
-            history = [stored.pop(f"{name}").numpy() for name in HISTORY]
+            history = [stored.pop(name).numpy() for name in HISTORY]
             model = MoELanguageModel(recipe.shape, recipe.seed)
             model.load_state_dict(stored)
             return Trained(model.eval(), *history)
@@ -68,5 +69,5 @@ def key(recipe: Recipe, corpus: Corpus) -> str:
 
 
 def source(module: Any) -> bytes:
-    """The text of a module."""
-    return Path(module.__file__).read_bytes()
+    """What a module says, without its comments and layout."""
+    return ast.dump(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))).encode()

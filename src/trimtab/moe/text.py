@@ -107,10 +107,9 @@ def files_of(domain: str) -> Iterator[Path]:
 def prose_files(library: Path) -> Iterator[Path]:
     yield from (path for path in library.rglob("*.py") if wanted(path.relative_to(library)))
     yield from packages(PROSE_PACKAGES, ("*.py", "*.md", "*.rst"))
+    site = Path(sysconfig.get_paths()["purelib"])
     for name in ("LICENSE*", "METADATA", "licenses/**/*"):
-        yield from (
-            path for path in Path(sysconfig.get_paths()["purelib"]).glob(f"*.dist-info/{name}") if path.is_file()
-        )
+        yield from (path for path in site.glob(f"*.dist-info/{name}") if path.is_file())
 
 
 def packages(names: tuple[str, ...], patterns: tuple[str, ...]) -> Iterator[Path]:
@@ -169,7 +168,8 @@ def literals(source: str) -> Iterator[str]:
 def sample(part: Part, sequences: int, length: int, generator: np.random.Generator) -> Bytes:
     """(sequences, length) runs of text, each from a file drawn by its size; short files run on."""
     starts = generator.integers(0, len(part.text) - length, size=sequences)
-    return part.text[starts[:, None] + np.arange(length)]
+    drawn: Bytes = part.text[starts[:, None] + np.arange(length)]
+    return drawn
 
 
 def mixture_batch(

@@ -33,7 +33,8 @@ HELD_OUT_SEED = 1_000_003  # of the batches that are measured on: the same for e
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. ``method`` is one of METHODS; ``strength`` its coefficient or rate, None: the usual one."""
+    """How to train. ``method`` is one of METHODS; ``strength`` its coefficient, rate or (quantile) memory;
+    None: the usual one."""
 
     method: str = "quantile"
     strength: float | None = None
@@ -51,7 +52,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model, and of every step the loss (steps,) in nats per byte and the loads (steps, layers, experts)."""
+    """A model; of every step the loss (steps,) in nats per byte, and the loads (steps, layers, experts)."""
 
     model: MoELanguageModel
     losses: Floats

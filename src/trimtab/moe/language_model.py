@@ -19,14 +19,19 @@ from trimtab.moe.gate import Routing, TopKGate
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model. ``expert_width``: of one expert's inner layer; shared experts are as wide."""
+    """Sizes of a model. ``expert_width``: of one expert's inner layer; shared experts are as wide.
+
+    The first ``dense_layers`` have a plain MLP as wide as what a token uses elsewhere: their gates would
+    route by the letters alone, and released models start with them too (DeepSeek-V3, GLM-4.5, Kimi K2).
+    """
 
     hidden: int = 96
     layers: int = 3
     heads: int = 3
-    experts: int = 16
-    top_k: int = 2
-    expert_width: int = 96
+    dense_layers: int = 1
+    experts: int = 32
+    top_k: int = 4
+    expert_width: int = 48
     shared_experts: int = 1
     scores: str = "sigmoid"
     vocabulary: int = 256
@@ -35,10 +40,23 @@ class Shape:
 
 
 class Output(NamedTuple):
-    """Logits (sequences, tokens, vocabulary) and one `Routing` per layer."""
+    """Logits (sequences, tokens, vocabulary) and one `Routing` per layer with experts."""
 
     logits: Tensor
     routings: list[Routing]
+
+
+class DenseLayer(nn.Module):
+    """A plain MLP."""
+
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(hidden, width, bias=False), nn.Linear(width, hidden, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Output of the same shape as ``tokens`` (..., hidden)."""
+        out: Tensor = self.down(functional.silu(self.up(tokens)))
+        return out
 
 
 class ExpertLayer(nn.Module):
@@ -51,16 +69,15 @@ class ExpertLayer(nn.Module):
         self.gate = TopKGate(hidden, shape.experts, shape.top_k, scores=shape.scores)
         self.up = nn.Parameter(torch.randn(shape.experts, hidden, width) * hidden**-0.5)
         self.down = nn.Parameter(torch.randn(shape.experts, width, hidden) * (2 * width) ** -0.5)
-        self.shared_up = nn.Linear(hidden, shared, bias=False) if shared else None
-        self.shared_down = nn.Linear(shared, hidden, bias=False) if shared else None
+        self.shared = DenseLayer(hidden, shared) if shared else None
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Routing]:
         """Output of the same shape as ``tokens`` (..., hidden), and what the gate decided."""
         routing = self.gate(tokens)
         flat = tokens.reshape(-1, tokens.shape[-1])
         out = self.routed(flat, routing)
-        if self.shared_up is not None and self.shared_down is not None:
-            out = out + self.shared_down(functional.silu(self.shared_up(flat)))
+        if self.shared is not None:
+            out = out + self.shared(flat)
         return out.reshape(tokens.shape), routing
 
     def routed(self, flat: Tensor, routing: Routing) -> Tensor:
@@ -95,16 +112,20 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then experts, each with a norm before and a residual around it."""
+    """Attention, then a plain MLP or experts, each with a norm before and a residual around it."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, dense: bool) -> None:
         super().__init__()
-        self.attention_norm, self.expert_norm = nn.LayerNorm(shape.hidden), nn.LayerNorm(shape.hidden)
-        self.attention, self.experts = Attention(shape), ExpertLayer(shape)
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(shape.hidden), nn.LayerNorm(shape.hidden)
+        self.attention = Attention(shape)
+        width = shape.expert_width * (shape.top_k + shape.shared_experts)
+        self.mlp = DenseLayer(shape.hidden, width) if dense else ExpertLayer(shape)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Routing]:
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Routing | None]:
+        """The tokens after this layer, and what its gate decided where it has one."""
         tokens = tokens + self.attention(self.attention_norm(tokens))
-        out, routing = self.experts(self.expert_norm(tokens))
+        out = self.mlp(self.mlp_norm(tokens))
+        out, routing = out if isinstance(out, tuple) else (out, None)
         return tokens + out, routing
 
 
@@ -121,7 +142,9 @@ class MoELanguageModel(nn.Module):
             self.embeddings = nn.ModuleList(
                 nn.Embedding(shape.vocabulary, shape.hidden) for _ in range(shape.look_back)
             )
-            self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+            self.layers = nn.ModuleList(
+                Layer(shape, dense=index < shape.dense_layers) for index in range(shape.layers)
+            )
             self.norm = nn.LayerNorm(shape.hidden)
             self.head = nn.Linear(shape.hidden, shape.vocabulary, bias=False)
             self.positions = nn.Embedding(shape.context, shape.hidden)
@@ -139,7 +162,8 @@ class MoELanguageModel(nn.Module):
         routings = []
         for layer in self.layers:
             hidden, routing = layer(hidden)
-            routings.append(routing)
+            if routing is not None:
+                routings.append(routing)
         return Output(self.head(self.norm(hidden)), routings)
 
     def gates(self) -> list[TopKGate]:

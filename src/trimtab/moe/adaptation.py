@@ -120,7 +120,8 @@ class ByPrediction:
 
     def biases(self, text: Bytes) -> Floats:
         shares = self.predictor.predict_load(text)
-        return self.base - self.scale * np.log(np.maximum(shares * shares.shape[-1], 1e-2))
+        found: Floats = self.base - self.scale * np.log(np.maximum(shares * shares.shape[-1], 1e-2))
+        return found
 
     def record(self, seen: Seen) -> None:
         """Loads under a moved bias do not teach what the trained one gives."""
@@ -133,7 +134,8 @@ class WhenUneven:
         self.inner, self.threshold = inner, threshold
 
     def biases(self, text: Bytes) -> Floats:
-        return self.inner.biases(text)
+        found: Floats = self.inner.biases(text)
+        return found
 
     def record(self, seen: Seen) -> None:
         if self.threshold.should_adjust_bias(seen.load):
@@ -156,7 +158,8 @@ class Guarded:
         """Of the probed sequences, relative to the trained biases."""
         if self.last is None:
             return 0.0
-        return loss_under(self.model, self.last, biases) / self.usual - 1.0
+        changed: float = loss_under(self.model, self.last, biases) / self.usual - 1.0
+        return changed
 
     def biases(self, text: Bytes) -> Floats:
         found: Floats = self.guard.step(self.inner.biases(text))
@@ -229,7 +232,8 @@ def kl(before: torch.Tensor, logits: torch.Tensor) -> float:
     """Mean KL divergence per byte of the distributions of ``logits`` from log-probabilities ``before``."""
     after = logits.log_softmax(dim=-1)
     total = functional.kl_div(after, before, log_target=True, reduction="sum")
-    return float(total) / before[..., 0].numel()
+    positions: int = before[..., 0].numel()
+    return float(total) / positions
 
 
 @torch.no_grad()

@@ -6,11 +6,16 @@ import ast
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import from_numpy
@@ -47,27 +52,62 @@ def recall(
     trained = train(recipe, corpus, told)
     tensors = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
     tensors |= {name: from_numpy(getattr(trained, name)) for name in HISTORY}
+    with whole_file(path) as draft:
+        save_file(tensors, draft, {"recipe": json.dumps(recipe.as_dict())})
+    return trained
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Finished parts of a study in ``folder``: tables of arrays, each by its name and the study's ``key``."""
+
+    folder: Path
+    key: str
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """The part of this name; None where it is not there or was cut short."""
+        try:
+            with np.load(self.path(name)) as stored:
+                return dict(stored)
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return None
+
+    def save(self, name: str, part: dict[str, Any]) -> None:
+        """Keep a part, whole or not at all."""
+        with whole_file(self.path(name)) as draft, open(draft, "wb") as file:
+            np.savez(file, **part)
+
+    def path(self, name: str) -> Path:
+        """Where a part is kept."""
+        return self.folder / f"{re.sub(r'[^a-z0-9.]+', '-', name)}-{self.key}.npz"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[str]:
+    """A name to write to, which becomes ``path`` if nothing fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".part")
     os.close(handle)
     try:
-        save_file(tensors, draft, {"recipe": json.dumps(recipe.as_dict())})
+        yield draft
         os.replace(draft, path)
     finally:
         Path(draft).unlink(missing_ok=True)
-    return trained
 
 
 def key(recipe: Recipe, corpus: Corpus) -> str:
     """12 hexadecimal digits that stand for a recipe, its text and the code that trains."""
+    return digest(json.dumps(recipe.as_dict(), sort_keys=True), corpus.digest(), *map(source, MAKERS))
+
+
+def digest(*parts: str) -> str:
+    """12 hexadecimal digits that stand for all of these."""
     found = hashlib.blake2b(digest_size=6)
-    found.update(json.dumps(recipe.as_dict(), sort_keys=True).encode())
-    found.update(corpus.digest().encode())
-    for module in MAKERS:
-        found.update(source(module))
+    for part in parts:
+        found.update(part.encode() + b"\0")
     return found.hexdigest()
 
 
-def source(module: Any) -> bytes:
+def source(module: Any) -> str:
     """What a module says, without its comments and layout."""
-    return ast.dump(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))).encode()
+    return ast.dump(ast.parse(Path(module.__file__).read_text(encoding="utf-8")))

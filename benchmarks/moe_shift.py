@@ -68,9 +68,7 @@ def study(
         print(f"  seed {seed}: {name}", flush=True)
     fixed = records["fixed"]
     calm = excess(fixed.loads[: stream.before])
-    print(
-        f"  seed {seed}: trained biases on the mixture, MaxVio over chance, per batch: {calm['excess_batch']:.3f}"
-    )
+    print(f"  seed {seed}: MaxVio over chance, trained biases, mixture, per batch {calm['excess_batch']:.3f}")
     found = {name: figures(record, fixed, stream) for name, record in records.items()}
     series = {name: violations(record.loads).tolist() for name, record in records.items()}
     return found, verdicts(records[HEADLINE], fixed, stream), series

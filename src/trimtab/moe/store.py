@@ -90,6 +90,7 @@ def whole_file(path: Path) -> Iterator[str]:
     os.close(handle)
     try:
         yield draft
+        os.chmod(draft, 0o644)  # mkstemp makes it private
         os.replace(draft, path)
     finally:
         Path(draft).unlink(missing_ok=True)

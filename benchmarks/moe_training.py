@@ -6,7 +6,7 @@ MaxVio over chance of all batches together and of each; in training, steps until
 together within 0.1 of chance, lasting 20 batches). Trained models are kept in --runs; a run that was
 interrupted goes on there.
 
-    python benchmarks/moe_training.py [--quick] [--seeds N] [--steps N] [--runs FOLDER]
+    python benchmarks/moe_training.py [--quick] [--seeds N] [--steps N] [--only LABEL ...] [--runs FOLDER]
 """
 
 from __future__ import annotations
@@ -69,12 +69,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="60 steps, one seed, two contenders")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="beside the first two")
     parser.add_argument("--runs", type=Path, default=Path("runs/moe"), help="where trained models are kept")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     quick = arguments.quick
     seeds, steps = (1, 60) if quick else (arguments.seeds, arguments.steps)
-    labels = list(CONTENDERS)[:2] if quick else list(CONTENDERS)
+    chosen = [] if quick else CONTENDERS if arguments.only is None else arguments.only
+    labels = [label for label in CONTENDERS if label in chosen or label in list(CONTENDERS)[:2]]
     begin = time.process_time()
     corpus = load_corpus(0.2 if quick else 2.0)
     unigram = math.exp(unigram_loss(corpus, MIXTURE))

@@ -30,7 +30,7 @@ def corpus() -> Corpus:
 
 @pytest.fixture(scope="session")
 def recipe() -> Recipe:
-    return Recipe(shape=SMALL, steps=80, sequences=16)
+    return Recipe(shape=SMALL, steps=100, sequences=16, learning_rate=1e-2, strength=0.5)
 
 
 @pytest.fixture(scope="session")

@@ -61,14 +61,14 @@ def test_training_leaves_the_unigram_level(trained: Trained, corpus: Corpus, rec
 
 
 def test_the_quantile_law_evens_the_gates(trained: Trained, corpus: Corpus, recipe: Recipe) -> None:
-    left_alone = train(replace(recipe, method="none", steps=40), corpus)
-    even, uneven = excess(trained.loads[20:40]), excess(left_alone.loads[20:40])
+    left_alone = train(replace(recipe, method="none"), corpus)
+    even, uneven = excess(trained.loads[-20:]), excess(left_alone.loads[-20:])
     assert even["excess_global"] < 0.5 * uneven["excess_global"]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(method: str, corpus: Corpus, recipe: Recipe) -> None:
-    done = train(replace(recipe, method=method, steps=12), corpus)
+    done = train(replace(recipe, method=method, strength=None, steps=12), corpus)
     assert done.losses[-1] < done.losses[0]
     moved = done.model.biases().abs().sum() > 0
     assert moved == (method in ("sign", "proportional", "quantile"))

@@ -58,6 +58,11 @@ class Ground:
         return found
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of traffic."""
+        return tuple(self.calibration)
+
+    @property
     def top_k(self) -> int:
         return self.model.shape.top_k
 
@@ -71,7 +76,7 @@ class Ground:
 
     def detector(self) -> DomainDetector:
         """Tells the kinds of traffic apart; learned from the calibration text."""
-        classifier = TaskTypeClassifier(self.calibration)
+        classifier = TaskTypeClassifier(self.kinds)
         for kind, texts in self.calibration.items():
             for text in texts:
                 classifier.update(text, kind)
@@ -100,7 +105,7 @@ def by_quantile(memory: float = MEMORY, strength: float = 1.0) -> Callable[[Grou
 
 def domain(ground: Ground) -> Adapter:
     """A law per kind of traffic, each from the trained biases on."""
-    bank = DomainAdaptiveBias(ground.calibration, "balance", law=ground.quantile, start=ground.base)
+    bank = DomainAdaptiveBias(ground.kinds, "balance", law=ground.quantile, start=ground.base)
     return ByDomain(bank, ground.detector())
 
 
@@ -112,12 +117,12 @@ def domain_calibrated(ground: Ground) -> Adapter:
 
 def hybrid(ground: Ground) -> Adapter:
     """.5 trained, .3 dynamic, .2 the kind's own."""
-    return ByHybrid(HybridBias(ground.base, ground.calibration), ground.detector())
+    return ByHybrid(HybridBias(ground.base, ground.kinds), ground.detector())
 
 
 def predictor(ground: Ground) -> Adapter:
     """The load that the text foretells, evened before it comes; the scale that does best on calibration."""
-    predicting = LoadPredictor(ground.calibration, ground.base.shape)
+    predicting = LoadPredictor(ground.kinds, ground.base.shape)
     for kind, batches in ground.scores.items():
         for text, scores in zip(ground.calibration[kind], batches, strict=True):
             predicting.update(text, load_of(scores, ground.base, ground.top_k), kind)

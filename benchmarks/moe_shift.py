@@ -116,10 +116,13 @@ def draw(
     curve = [mean[name] for name in CURVE if name in mean]
     xs = np.array([row["loss_increase_percent"] for row in curve])
     chart.curve(xs, np.array([row["removed_batch"] for row in curve]), PALETTE[0], 2.5)
+    placed: list[tuple[float, float]] = []  # labels that would lie on another are left out
     for name, row in mean.items():
         x, y = chart.across(row["loss_increase_percent"]), chart.up(max(0.0, row["removed_batch"]))
         canvas.dot(x, y, 4, PALETTE[0] if name in CURVE else PALETTE[1])
-        canvas.text(x + 7, y + 12, name.replace("quantile x", "x"), 11, INK)
+        if all(abs(y - other) > 13 or abs(x - beside) > 130 for beside, other in placed):
+            canvas.text(x + 7, y + 12, name.replace("quantile x", "x"), 11, INK)
+            placed.append((x, y))
     shown = [name for name in ("fixed", "ewma", HEADLINE, "domain, calibrated") if name in series]
     top = 1.25 * max(max(series[name]) for name in shown)
     see = "Code begins at the first mark, the mixture is back at the second."

@@ -67,6 +67,16 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
         "loss_increase_percent": (0.5, "<="),
         "lag_batches": (50, "<="),
     },
+    "moe_overhead": {
+        "overhead_percent": (3, "<="),
+        "overhead_quantile_percent": (3, "<="),
+        "update_us": (200, "<="),
+    },
+    "expert_placement": {
+        "eplb_example_max_over_mean": (1.13, "<="),
+        "worst_ratio_of_a_layer": (1.0, "<="),
+        "large_cpu_s": (2.0, "<="),
+    },
     "vidur_agreement": {"max_time_error_s": (1e-6, "<="), "batches_equal": (1, ">=")},
 }
 

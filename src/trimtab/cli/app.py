@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trimtab.cli import calibrate, catalogue, compare, profile, scenario, simulate, train, workload
+from trimtab.cli import calibrate, catalogue, compare, moe, profile, scenario, simulate, train, workload
 
 app = typer.Typer(
     name="trimtab",
@@ -40,6 +40,7 @@ app.add_typer(scenario.app, name="scenario")
 app.add_typer(workload.app, name="workload")
 app.command("profile")(profile.profile)
 app.command("calibrate")(calibrate.calibrate)
+app.add_typer(moe.app, name="moe")
 app.command("routers")(catalogue.routers)
 app.command("schedulers")(catalogue.schedulers)
 app.command("models")(catalogue.models)

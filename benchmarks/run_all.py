@@ -65,6 +65,13 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
         "e2e_error": (0.07, "<="),
     },
     "balance_laws": {"update_us": (200, "<=")},
+    "moe_training": {"excess_global": (0.10, "<="), "perplexity": ("perplexity_auxiliary", "<=")},
+    "moe_shift": {
+        "excess_removed_global": (0.8, ">="),
+        "excess_removed_batch": (0.8, ">="),
+        "loss_increase_percent": (0.5, "<="),
+        "lag_batches": (50, "<="),
+    },
     "moe_overhead": {
         "overhead_percent": (3, "<="),
         "overhead_quantile_percent": (3, "<="),

@@ -71,7 +71,7 @@ def test_scaling_scores_changes_no_choice() -> None:
 def test_it_learns_and_is_the_same_again() -> None:
     """From a policy that knows nothing; the same seed gives the same values to the last bit."""
     courses = [lopsided(seed) for seed in (3, 4)]
-    nothing = Scorer(HIDDEN, seed=1).flat()
+    nothing = Scorer(HIDDEN, seed=4).flat()
 
     def learnt(seed: int) -> np.ndarray:
         evolution = begin(nothing, HIDDEN)

@@ -24,7 +24,7 @@ from trimtab.engine.state import State
 from trimtab.errors import TrimtabError, unknown
 from trimtab.learn.given import with_load
 from trimtab.learn.lookahead import Outlook, Teacher
-from trimtab.learn.policy import write_whole
+from trimtab.learn.sealed import write_whole
 from trimtab.learn.presets import TrainConfig
 from trimtab.learn.rollout import spread
 from trimtab.learn.scenarios import FIRST_SEED, HARD, Draw, build_episode

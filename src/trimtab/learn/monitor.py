@@ -11,7 +11,7 @@ from typing import Any
 
 from trimtab.errors import TrimtabError
 from trimtab.learn.measures import COLUMNS
-from trimtab.learn.policy import write_whole
+from trimtab.learn.sealed import write_whole
 from trimtab.learn.presets import TrainConfig
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.learn.evolve import Course, Evolution, begin, generation, lay_courses
-from trimtab.learn.policy import write_whole
+from trimtab.learn.sealed import write_whole
 from trimtab.learn.presets import TrainConfig
 from trimtab.learn.scenarios import Draw, draw_scenario
 

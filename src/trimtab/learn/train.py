@@ -33,7 +33,7 @@ from trimtab.learn.given import source
 from trimtab.learn.held_out import YARDSTICK, HeldOut
 from trimtab.learn.measures import Watch
 from trimtab.learn.monitor import Monitor
-from trimtab.learn.policy import Scorer, save_policy, write_whole
+from trimtab.learn.policy import Scorer, save_policy
 from trimtab.learn.polish import FILE as EVOLUTION
 from trimtab.learn.polish import polish
 from trimtab.learn.ppo import Learner, new_learner, train_update

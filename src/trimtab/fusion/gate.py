@@ -29,6 +29,7 @@ LOGIT_BOUND = 2.0  # of bounded logits; two modalities of a sample may differ by
 HISTORY = 0.99  # decay of the load history per batch
 OFF_TARGET = 0.05  # of the weight: what a bias at its bound may not leave without an alarm
 PATIENCE = 50  # batches at the bound before the alarm
+LEAD = 0.1  # of the weight above an even share: what makes a modality the dominant one
 
 
 class ModalityGate(nn.Module):
@@ -38,8 +39,11 @@ class ModalityGate(nn.Module):
     the model had before. With ``enable_load_balancing`` a bias, moved by the sign law of
     `trimtab.balance` by ``load_balance_update_rate`` after each training batch, is added to the logits
     outside the gradient. Every modality but the dominant one is to get ``target_balance_ratio`` of the
-    weight, the dominant one the rest. ``dominant`` names it; left out, it is the one with most weight over
-    the first ``detect_after`` training batches, for good, and nothing is balanced before that.
+    weight, the dominant one the rest. ``dominant`` names it; left out, it is the first whose moving average
+    of mean weights is 0.1 above an even share after ``detect_after`` training batches or more. It stays the
+    dominant one for good; nothing is balanced before there is one.
+
+    Loads are of samples that have every modality: what others lack says nothing about the gate.
 
     A load is used for the batch after it. ``reduce`` sums loads over processes (as
     `trimtab.balance.reduce_counts` takes it). All state is in ``state_dict()`` as one tensor.
@@ -156,7 +160,7 @@ class ModalityGate(nn.Module):
     # --- the load, one batch late -----------------------------------------------------------------
 
     def _load_of(self, weights: Tensor, present: Tensor | None) -> Tensor:
-        """(2, modalities) weights and samples that had the modality, summed; kept on the device."""
+        """(modalities,) weights of the complete samples, summed; kept on the device."""
         weights = weights.reshape(-1, weights.shape[-1])
         if present is None:
             return weights.sum(0)
@@ -180,16 +184,19 @@ class ModalityGate(nn.Module):
         if not self.enable_load_balancing:
             return
         if self.dominant is not None:
-            self._bias = torch.from_numpy(self.law.update(load, self.target())).float()
+            self._bias = torch.tensor(self.law.update(load, self.target()).tolist())
             self._watch()
         elif self.num_batches >= self.detect_after:
-            self.dominant = self.modalities[int(np.argmax(self.history))]
+            leader = int(np.argmax(self.history))
+            if self.history[leader] / self.history.sum() > 1 / len(self.modalities) + LEAD:
+                self.dominant = self.modalities[leader]
 
     def _watch(self) -> None:
         bound = self.law.limits.bound
-        saturated = bound is not None and float(np.abs(self.law.bias).max()) >= 0.99 * bound
-        if not saturated:
-            self._stuck = 0
+        assert bound is not None
+        if max(map(abs, np.asarray(self.law.bias).tolist())) < 0.99 * bound:
+            if self._stuck:
+                self._stuck = 0
         elif np.abs(self.history / self.history.sum() - self.target()).max() > OFF_TARGET:
             self._stuck += 1
 

@@ -45,8 +45,8 @@ def ogm_ge(model: FusionModel, labels: Tensor, alpha: float, generator: torch.Ge
     weight matrices and filters become k_m g + N(0, std(g)).
     """
     scores = [
-        float(torch.softmax(model.head(encoding), -1).gather(1, labels[:, None]).sum())
-        for encoding in (each.detach() for each in model.encodings)
+        float(torch.softmax(model.head(each), -1).gather(1, labels[:, None]).sum().detach())
+        for each in model.encodings
     ]
     coefficients = ogm_coefficients(scores, alpha)
     for coefficient, encoder in zip(coefficients, model.encoders.values(), strict=True):

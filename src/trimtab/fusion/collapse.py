@@ -21,27 +21,33 @@ from trimtab.fusion.views import Views
 COLLAPSED = 0.994  # of the dominant modality, as in the sketch's log; the others share the rest 4 to 3
 TOLERANCE = 0.03
 EVERY = 10  # steps between looks
+IN_A_ROW = 10  # looks within the tolerance that make a recovery
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """``steps``: training steps after which every mean test weight is within 0.03 of its target and stays
-    there; None where that did not happen. ``weights``: (step, mean test weights) at each look."""
+    """``steps``: training steps after which every mean test weight is within 0.03 of its target, and is at
+    the next ten looks (100 steps); None where that did not happen. ``weights``: (step, mean test weights)
+    at each look."""
 
     start: list[float]
     weights: list[tuple[int, list[float]]]
     steps: int | None
     accuracy_before: float
     accuracy_after: float
+    spread: float  # of the dominant's weight over test samples at the end
 
 
 def recover(data: Views, dominant: str, recipe: Recipe, most_steps: int = 500) -> Recovery:
     """Collapse for ``recipe.epochs`` epochs, then balance for ``most_steps`` training steps."""
     training = begin(data, recipe)
+    network = training.model.gate.network
     force(training, data.modalities.index(dominant))
+    network.requires_grad_(False)  # left free it would go on to 100 %
     fit(training)
+    network.requires_grad_(True)
     before = evaluate(training.model, training.test, data.task, deep=False)
-    gate = ModalityGate(data.modalities, training.model.gate.network, dominant=dominant, **STANDARD)
+    gate = ModalityGate(data.modalities, network, dominant=dominant, **STANDARD)
     training.model.gate = gate
     target = gate.target()
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -57,16 +63,19 @@ def recover(data: Views, dominant: str, recipe: Recipe, most_steps: int = 500) -
                 looks.append((done, last["weights"]))
             if done == most_steps:
                 break
-    return Recovery(before["weights"], looks, settled(looks, target), before["accuracy"], last["accuracy"])
+    return Recovery(before["weights"], looks, settled(looks, target), before["accuracy"], last["accuracy"], last["weight_spread"][data.modalities.index(dominant)])
 
 
 def settled(looks: list[tuple[int, list[float]]], target: Any) -> int | None:
-    """The first look from which on all are within the tolerance."""
-    first = None
-    for number, weights in looks:
-        inside = max(abs(weight - wanted) for weight, wanted in zip(weights, target, strict=True)) <= TOLERANCE
-        first = (number if first is None else first) if inside else None
-    return first
+    """The first look from which on ten in a row are within the tolerance."""
+    inside = [
+        max(abs(weight - wanted) for weight, wanted in zip(weights, target, strict=True)) <= TOLERANCE
+        for _, weights in looks
+    ]
+    for at, (number, _) in enumerate(looks):
+        if len(inside) >= at + IN_A_ROW and all(inside[at : at + IN_A_ROW]):
+            return number
+    return None
 
 
 def force(training: Training, dominant: int) -> None:

@@ -25,7 +25,6 @@ from trimtab.balance.counts import Reduce, reduced
 from trimtab.errors import TrimtabError, unknown
 
 Logits = Literal["bounded", "normalised", "free"]
-LOGIT_BOUND = 2.0  # of bounded logits; two modalities of a sample may differ by e^4 = 55 times
 HISTORY = 0.99  # decay of the load history per batch
 OFF_TARGET = 0.05  # of the weight: what a bias at its bound may not leave without an alarm
 PATIENCE = 50  # batches at the bound before the alarm
@@ -45,7 +44,9 @@ class ModalityGate(nn.Module):
 
     Loads are of samples that have every modality: what others lack says nothing about the gate.
 
-    A load is used for the batch after it. ``reduce`` sums loads over processes (as
+    Bounded logits are within ``logit_bound`` of 0: with 1, the gate may favour one modality over another by
+    e^2 = 7.4 times more in one sample than on average. A larger bound leaves more to the sample and makes the
+    mean harder to hold. A load is used for the batch after it. ``reduce`` sums loads over processes (as
     `trimtab.balance.reduce_counts` takes it). All state is in ``state_dict()`` as one tensor.
     """
 
@@ -59,6 +60,7 @@ class ModalityGate(nn.Module):
         target_balance_ratio: float = 0.15,
         dominant: str | None = None,
         logits: Logits = "bounded",
+        logit_bound: float = 1.0,
         detect_after: int = 50,
         reduce: Reduce | None = None,
     ) -> None:
@@ -72,6 +74,7 @@ class ModalityGate(nn.Module):
         if detect_after < 1:
             raise TrimtabError(f"detect_after is a number of batches, at least 1; given {detect_after!r}")
         self.logits = logits
+        self.logit_bound = positive(logit_bound, "logit_bound")
         self.detect_after = detect_after
         self.reduce = reduce
         self.normalise = nn.BatchNorm1d(len(self.modalities), affine=False) if logits == "normalised" else None
@@ -79,7 +82,7 @@ class ModalityGate(nn.Module):
         self.law: BiasLaw = law(
             "sign",
             positive(load_balance_update_rate, "load_balance_update_rate"),
-            limits=Limits(bound=bias_bound(self.target_balance_ratio, count)),
+            limits=Limits(bound=bias_bound(self.logit_bound, self.target_balance_ratio, count)),
             start=np.zeros(count),
         )
         self.history: NDArray[np.float64] = np.zeros(count)  # decayed sum of mean weights
@@ -119,7 +122,7 @@ class ModalityGate(nn.Module):
     def held(self, logits: Tensor) -> Tensor:
         """Logits without the freedom to move their average at will."""
         if self.logits == "bounded":
-            return LOGIT_BOUND * torch.tanh(logits / LOGIT_BOUND)
+            return self.logit_bound * torch.tanh(logits / self.logit_bound)
         return logits if self.normalise is None else self.normalise(logits)
 
     def target(self) -> NDArray[np.float64]:
@@ -253,6 +256,6 @@ def checked_ratio(ratio: float, count: int) -> float:
     return float(ratio)
 
 
-def bias_bound(ratio: float, count: int) -> float:
+def bias_bound(logit_bound: float, ratio: float, count: int) -> float:
     """What the bias of bounded logits can need: their whole range, and the target's log odds."""
-    return 2 * LOGIT_BOUND + math.log((1 - ratio * (count - 1)) / ratio)
+    return 2 * logit_bound + math.log((1 - ratio * (count - 1)) / ratio)

@@ -61,7 +61,8 @@ def outputs_with(model: FusionModel, part: Part, kept: Sequence[int] | None = No
 
 
 def evaluate(model: FusionModel, part: Part, task: Task, deep: bool = True) -> dict[str, Any]:
-    """Figures on ``part``: accuracy, loss, mean weights, dominant counts (samples whose largest weight it is).
+    """Figures on ``part``: accuracy, loss, mean weights and their standard deviation over samples (near zero:
+    the gate says the same of every sample), dominant counts (samples whose largest weight it is).
 
     ``deep`` adds accuracy without each modality, with each alone, and Shapley shares of the accuracy over
     that of no modality (sum 1; NaN beyond six modalities).
@@ -72,6 +73,7 @@ def evaluate(model: FusionModel, part: Part, task: Task, deep: bool = True) -> d
         "accuracy": accuracy_of(outputs, part.labels, task),
         "loss": float(loss_of(outputs, part.labels, task)),
         "weights": weights.double().mean(0).tolist(),
+        "weight_spread": weights.double().std(0, unbiased=False).tolist(),
         "dominant_counts": torch.bincount(weights.argmax(1), minlength=count).tolist(),
     }
     if not deep:

@@ -1,4 +1,4 @@
-"""Gates between modalities on real data: weights, accuracy and use, against rivals; the first sketch's rule too.
+"""Gates between modalities on real data: weights, accuracy and use, against rivals and the first sketch.
 
 * standing: three data sets that come with Python packages (see `trimtab.fusion.datasets`; two are downloaded
   once, and skipped where there is no network) x methods x seeds; the same halves and initial weights for
@@ -54,7 +54,7 @@ def data_sets(given: list[str], quick: bool) -> tuple[list[Views], list[str]]:
     for source in given or (STANDING[-1:] if quick else STANDING):
         try:
             found.append(load(source))
-        except TrimtabError as error:
+        except TrimtabError as error:  # noqa: PERF203 - three at most
             if given:
                 raise
             skipped.append(f"{source}: {error}")
@@ -64,7 +64,7 @@ def data_sets(given: list[str], quick: bool) -> tuple[list[Views], list[str]]:
 def print_data_set(each: dict[str, Any]) -> None:
     dominant, total = each["dominant"], len(each["modalities"])
     print(f"\n{each['name']}: {each['samples']} samples, dominant {dominant}")
-    print(f"| method | accuracy | vs plain, points | without {dominant} | vs plain, points | weights | Shapley |")
+    print(f"| method | accuracy | vs plain | without {dominant} | vs plain | weights | Shapley shares |")
     print("|" + "---|" * 7)
     for name, row in each["methods"].items():
         weights = " ".join(f"{row['weights'][index][0]:.3f}" for index in range(total))
@@ -83,9 +83,7 @@ def standing_figures(found: list[dict[str, Any]]) -> dict[str, Any]:
     rivals = {each["name"]: best_rival(each) for each in found}
     accuracy = {name: row["accuracy_difference"] for name, row in ours.items()}
     without = {name: row["without_dominant_difference"] for name, row in ours.items()}
-    behind = {
-        name: row["without_dominant"][0] - rivals[name][1].value for name, row in ours.items()
-    }
+    behind = {name: row["without_dominant"][0] - rivals[name][1].value for name, row in ours.items()}
     first = found[0]["methods"]
     return {
         "max_weight_error": rounded(ours[found[0]["name"]]["weight_error"]),
@@ -111,7 +109,7 @@ def rounded(value: float) -> float:
 
 def long_figures(long: dict[str, Any]) -> dict[str, Any]:
     """Weights and bias from epoch 100 to the last one, and those of the literal rule."""
-    print("\n| 500 epochs | weights at the end | largest error after epoch 100 | bias at the end |\n|---|---|---|---|")
+    print("\n| long run | weights at the end | largest error | bias at the end |\n|---|---|---|---|")
     figures: dict[str, Any] = {}
     for name, rows in long["methods"].items():
         target = np.full(len(long["modalities"]), 0.15)
@@ -119,7 +117,10 @@ def long_figures(long: dict[str, Any]) -> dict[str, Any]:
         late = [w for epoch, w in zip(rows["epoch"], rows["test_weights"], strict=True) if epoch > SETTLED]
         error = float(np.abs(np.array(late or rows["test_weights"][-1:]) - target).max())
         bias = max(map(abs, rows["bias"][-1]))
-        print(f"| {name} | {np.round(rows['test_weights'][-1], 3)} | {error:.3f} | {np.round(rows['bias'][-1], 2)} |")
+        print(
+            f"| {name} | {np.round(rows['test_weights'][-1], 3)} | {error:.3f} "
+            f"| {np.round(rows['bias'][-1], 2)} |"
+        )
         if name == OURS:
             figures |= {"max_weight_error_long": rounded(error), "largest_bias_long": rounded(bias)}
         elif name == "literal":
@@ -130,7 +131,7 @@ def long_figures(long: dict[str, Any]) -> dict[str, Any]:
 def recovery_figures(data: Views, dominant: str, plan: Plan) -> dict[str, Any]:
     """The slowest of up to five seeds."""
     steps = []
-    print("\n| collapse, seed | weights | recovered after steps | weights at the end | accuracy before | after |")
+    print("\n| collapse, seed | weights | recovered, steps | weights at the end | accuracy before | after |")
     print("|" + "---|" * 6)
     for seed in range(min(5, plan.seeds)):
         found = recover(data, dominant, Recipe(PLAIN, 10, plan.batch_size(data), seed=seed), STEPS + 100)
@@ -176,7 +177,9 @@ def cost(shapes: dict[str, tuple[int, ...]], batch: int, rounds: int, steps: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--data", nargs="+", default=[], help="named data sets, folders or MMSA files")

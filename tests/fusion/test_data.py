@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="the extra `gates` is not installed")
+pytest.importorskip("torch", reason="the extra `gates` is not installed")
+
+import torch
 
 from trimtab.errors import TrimtabError
 from trimtab.fusion.datasets import NAMED, load
@@ -79,7 +81,9 @@ class Evil:
         return (Path.touch, (Path("touched"),))
 
 
-def test_a_pickle_that_would_run_something_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_that_would_run_something_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     content = mosei()
     content["train"]["extra"] = Evil()
@@ -124,7 +128,9 @@ def test_other_files(tmp_path: Path) -> None:
 def arrays(folder: Path, samples: int = 20) -> Path:
     generator = np.random.default_rng(1)
     np.save(folder / "sound.npy", generator.normal(size=(samples, 6, 2)))
-    np.savetxt(folder / "face.csv", generator.normal(size=(samples, 4)), delimiter=",", header="a,b,c,d", comments="")
+    np.savetxt(
+        folder / "face.csv", generator.normal(size=(samples, 4)), delimiter=",", header="a,b,c,d", comments=""
+    )
     np.savetxt(folder / "labels.csv", np.arange(samples) % 3, delimiter=",")
     return folder
 
@@ -137,7 +143,9 @@ def test_a_folder_of_arrays(tmp_path: Path) -> None:
     assert len(train.labels) + len(test.labels) == 20
     assert torch.bincount(train.labels).max() - torch.bincount(train.labels).min() <= 1
     again = parts(data, 3)[0]
-    assert torch.equal(train.labels, again.labels) and not torch.equal(train.views[0], parts(data, 4)[0].views[0])
+    assert torch.equal(train.labels, again.labels) and not torch.equal(
+        train.views[0], parts(data, 4)[0].views[0]
+    )
     np.save(tmp_path / "present.npy", np.arange(40).reshape(20, 2) % 3 > 0)
     assert parts(read_folder(tmp_path), 0)[0].present is not None
 
@@ -145,10 +153,15 @@ def test_a_folder_of_arrays(tmp_path: Path) -> None:
 def test_a_folder_with_its_own_split(tmp_path: Path) -> None:
     generator = np.random.default_rng(2)
     for name in ("a", "b"):
-        np.savez(tmp_path / f"{name}.npz", train=generator.normal(size=(6, 3)), test=generator.normal(size=(4, 3)))
+        np.savez(
+            tmp_path / f"{name}.npz", train=generator.normal(size=(6, 3)), test=generator.normal(size=(4, 3))
+        )
     np.savez(tmp_path / "labels.npz", train=np.arange(6) % 2, test=np.arange(4) % 2)
     data = read_folder(tmp_path)
-    assert {name: rows.tolist() for name, rows in data.split.items()} == {"train": [*range(6)], "test": [6, 7, 8, 9]}
+    assert {name: rows.tolist() for name, rows in data.split.items()} == {
+        "train": [*range(6)],
+        "test": [6, 7, 8, 9],
+    }
     np.save(tmp_path / "c.npy", generator.normal(size=(10, 3)))
     with pytest.raises(TrimtabError, match="c must have the parts train, test"):
         read_folder(tmp_path)
@@ -160,10 +173,10 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(TrimtabError, match=r"'sound' has shape \(19, 2\).* with 20 samples"):
         read_folder(tmp_path)
     (tmp_path / "sound.npy").write_bytes(b"x")
-    with pytest.raises(TrimtabError, match="cannot read .*sound.npy"):
+    with pytest.raises(TrimtabError, match=r"cannot read .*sound.npy"):
         read_folder(tmp_path)
     np.save(tmp_path / "sound.npy", np.array([{}] * 20, dtype=object), allow_pickle=True)
-    with pytest.raises(TrimtabError, match="cannot read .*sound.npy"):
+    with pytest.raises(TrimtabError, match=r"cannot read .*sound.npy"):
         read_folder(tmp_path)
     (tmp_path / "sound.npy").unlink()
     with pytest.raises(TrimtabError, match="fusion needs two or more"):
@@ -195,7 +208,9 @@ def test_real_data_is_what_it_is_said_to_be(name: str, shapes: dict[str, Any], s
         pytest.skip(str(error))
     assert data.shapes == shapes and len(data.labels) == samples
     counts = np.bincount(data.labels)
-    assert counts.tolist() == {"mfeat": [200] * 10, "basic-motions": [20] * 4, "breast-cancer": [212, 357]}[name]
+    assert (
+        counts.tolist() == {"mfeat": [200] * 10, "basic-motions": [20] * 4, "breast-cancer": [212, 357]}[name]
+    )
 
 
 def test_without_network_it_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The gate: equal to the plain rule, deaf to gradients, late by one batch; it balances, the sketch does not."""
+"""The gate: equal to the plain rule, outside the gradient, late by one batch; it balances a learning gate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="the extra `gates` is not installed")
+pytest.importorskip("torch", reason="the extra `gates` is not installed")
 
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import fusion_gate as naive
@@ -215,9 +216,9 @@ def test_bad_names_and_logits() -> None:
             ModalityGate(names, nn.Identity())
     with pytest.raises(TrimtabError, match="last size must be 3"):
         given_logits()(torch.zeros(2, 4))
+    gate = given_logits()
+    gate(torch.full((2, 3), float("nan")))
     with pytest.raises(TrimtabError, match="diverged"):
-        gate = given_logits()
-        gate(torch.full((2, 3), float("nan")))
         gate.settle()
 
 

@@ -17,7 +17,9 @@ def bounded(values: list[float], bound: float) -> list[float]:
     return [bound * math.tanh(value / bound) for value in values]
 
 
-def biases(batches: list[list[list[float]]], target: list[float], rate: float, bound: float) -> list[list[float]]:
+def biases(
+    batches: list[list[list[float]]], target: list[float], rate: float, bound: float
+) -> list[list[float]]:
     """The bias that each batch of logits (samples x modalities) is weighed with, and the one after the last.
 
     Sign rule on mean weights, centred. Only for targets that the bias's own bound does not touch.

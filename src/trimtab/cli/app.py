@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from trimtab.cli import calibrate, catalogue, compare, fusion, moe, profile, scenario, simulate, train, workload
+from trimtab.cli import (
+    calibrate,
+    catalogue,
+    compare,
+    fusion,
+    moe,
+    profile,
+    scenario,
+    simulate,
+    train,
+    workload,
+)
 
 app = typer.Typer(
     name="trimtab",

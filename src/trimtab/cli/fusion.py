@@ -7,8 +7,9 @@ compare    methods against each other over seeds, on real data
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -100,7 +101,7 @@ def train(
     _finish(training, folder, quiet)
 
 
-def _speaker(training: Training, folder: Path, quiet: bool) -> object:
+def _speaker(training: Training, folder: Path, quiet: bool) -> Callable[[Epoch], None]:
     """What is done with each epoch's row: TensorBoard, and about ten analyses on the screen."""
     from trimtab.fusion.log import Board, guidance
 
@@ -140,9 +141,12 @@ def _finish(training: Training, folder: Path, quiet: bool) -> None:
     print(f"page: open {folder}/index.html; model: {folder}/checkpoint.safetensors")
 
 
-def use_lines(data: Views, figures: dict[str, list[float]]) -> list[str]:
+def use_lines(data: Views, figures: dict[str, Any]) -> list[str]:
     """Weight and use of each modality, side by side."""
-    lines = [f"test accuracy {figures['accuracy']:.4f}", "modality          weight  without it  alone  Shapley share"]
+    lines = [
+        f"test accuracy {figures['accuracy']:.4f}",
+        "modality          weight  without it  alone  Shapley share",
+    ]
     for index, name in enumerate(data.modalities):
         row = [figures[key][index] for key in ("weights", "without", "alone", "shapley_shares")]
         lines.append(f"{name:<16}  {row[0]:.3f}   {row[1]:.4f}      {row[2]:.4f} {row[3]:>7.3f}")
@@ -209,7 +213,7 @@ def compare(
         print(f"page: open {folder}/index.html")
 
 
-def _print_comparison(found: dict[str, object]) -> None:
+def _print_comparison(found: dict[str, Any]) -> None:
     import sys
 
     from rich.console import Console
@@ -218,7 +222,7 @@ def _print_comparison(found: dict[str, object]) -> None:
     from trimtab.fusion.page import headline, signed_points
 
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    for each in found["data"]:  # type: ignore[attr-defined]
+    for each in found["data"]:
         console.print(
             f"\n{each['name']}: {each['samples']:,} samples, "
             f"{', '.join(each['modalities'])}; dominant: {each['dominant']}"

@@ -1,6 +1,6 @@
 """Fusion of modalities by a gate whose weights are kept at a target. Needs the extra ``gates`` (torch).
 
-    from trimtab.fusion import ModalityGate
+from trimtab.fusion import ModalityGate
 """
 
 from trimtab.fusion.gate import GateNetwork, ModalityGate

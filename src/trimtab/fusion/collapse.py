@@ -63,7 +63,14 @@ def recover(data: Views, dominant: str, recipe: Recipe, most_steps: int = 500) -
                 looks.append((done, last["weights"]))
             if done == most_steps:
                 break
-    return Recovery(before["weights"], looks, settled(looks, target), before["accuracy"], last["accuracy"], last["weight_spread"][data.modalities.index(dominant)])
+    return Recovery(
+        before["weights"],
+        looks,
+        settled(looks, target),
+        before["accuracy"],
+        last["accuracy"],
+        last["weight_spread"][data.modalities.index(dominant)],
+    )
 
 
 def settled(looks: list[tuple[int, list[float]]], target: Any) -> int | None:

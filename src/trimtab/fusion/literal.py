@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.fusion.gate import ModalityGate
 from trimtab.errors import TrimtabError
+from trimtab.fusion.gate import ModalityGate
 
 
 class LiteralGate(ModalityGate):
@@ -31,6 +31,7 @@ class LiteralGate(ModalityGate):
         if self.dominant is None:
             raise TrimtabError("the literal rule needs the dominant modality's name")
         self.update_rate = float(settings.get("load_balance_update_rate", 0.01))
+        self.modality_bias: Tensor
         self.register_buffer("modality_bias", torch.zeros(len(self.modalities)))
         self.enable_load_balancing = False  # of the law; the rule here stands in its place
 

@@ -12,7 +12,15 @@ from trimtab.fusion.train import Epoch
 from trimtab.learn.sealed import write_whole
 
 TABLE = "metrics.csv"
-PER_MODALITY = ("mean_weights", "test_weights", "dominant_counts", "bias", "load_history", "target", "gradient_norms")
+PER_MODALITY = (
+    "mean_weights",
+    "test_weights",
+    "dominant_counts",
+    "bias",
+    "load_history",
+    "target",
+    "gradient_norms",
+)
 
 
 def guidance(row: Epoch, modalities: list[str]) -> str:
@@ -22,7 +30,7 @@ def guidance(row: Epoch, modalities: list[str]) -> str:
         return ", ".join(f"{m} {format(v, form)}" for m, v in zip(modalities, row[name], strict=True))
 
     lines = [
-        f"Epoch {row['epoch']} guidance analysis: loss {row['loss']:.4f}, test accuracy {row['accuracy']:.4f}",
+        f"Epoch {row['epoch']} guidance analysis: loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}",
         f"  mean weights     {listed('mean_weights', '.3f')}",
         f"  dominant counts  {listed('dominant_counts', 'd')}",
         f"  gradient norms   {listed('gradient_norms', '.4f')}",
@@ -54,7 +62,8 @@ def write_table(history: list[Epoch], modalities: list[str], folder: Path) -> No
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(
-        {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows
+        {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+        for row in rows
     )
     write_whole(folder / TABLE, text.getvalue().encode())
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from trimtab.fusion.model import FusionModel
 from trimtab.fusion.rivals import shapley_of
@@ -29,8 +29,8 @@ MOST_MODALITIES = 6  # of exact Shapley shares: 64 subsets
 def loss_of(outputs: Tensor, labels: Tensor, task: Task) -> Tensor:
     """Cross entropy of classes, mean absolute error of values."""
     if task == "classes":
-        return F.cross_entropy(outputs, labels)
-    return F.l1_loss(outputs[:, 0], labels)
+        return functional.cross_entropy(outputs, labels)
+    return functional.l1_loss(outputs[:, 0], labels)
 
 
 def accuracy_of(outputs: Tensor, labels: Tensor, task: Task) -> float:
@@ -84,7 +84,11 @@ def evaluate(model: FusionModel, part: Part, task: Task, deep: bool = True) -> d
         return accuracy_of(outputs_with(model, part, sorted(kept))[0], part.labels, task)
 
     sizes = range(count + 1) if count <= MOST_MODALITIES else (0, 1, count - 1)
-    value = {frozenset(kept): accuracy(frozenset(kept)) for size in sizes for kept in combinations(everything, size)}
+    value = {
+        frozenset(kept): accuracy(frozenset(kept))
+        for size in sizes
+        for kept in combinations(everything, size)
+    }
     figures["without"] = [value[everything - {index}] for index in range(count)]
     figures["alone"] = [value[frozenset({index})] for index in range(count)]
     figures["shapley_shares"] = [math.nan] * count
@@ -99,7 +103,7 @@ def gradient_norms(model: FusionModel) -> list[float]:
     """Norm of the gradients that each encoder has now."""
     return [
         math.sqrt(sum(float((p.grad**2).sum()) for p in encoder.parameters() if p.grad is not None))
-        for encoder in model.encoders.values()
+        for encoder in model.encoders
     ]
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from trimtab.errors import TrimtabError, unknown
 from trimtab.fusion.gate import ModalityGate
 from trimtab.fusion.literal import LiteralGate
-from torch import nn
 
-CONSERVATIVE = {"load_balance_update_rate": 0.005, "target_balance_ratio": 0.10}
-STANDARD = {"load_balance_update_rate": 0.01, "target_balance_ratio": 0.15}
-AGGRESSIVE = {"load_balance_update_rate": 0.05, "target_balance_ratio": 0.25}
-OFF = {"enable_load_balancing": False, "logits": "free"}
+Settings = dict[str, Any]  # of ModalityGate
+CONSERVATIVE: Settings = {"load_balance_update_rate": 0.005, "target_balance_ratio": 0.10}
+STANDARD: Settings = {"load_balance_update_rate": 0.01, "target_balance_ratio": 0.15}
+AGGRESSIVE: Settings = {"load_balance_update_rate": 0.05, "target_balance_ratio": 0.25}
+OFF: Settings = {"enable_load_balancing": False, "logits": "free"}
 HIDE = 0.2  # probability of hiding each modality of a sample
 
 
@@ -22,7 +24,7 @@ class Method:
     """``gate``: settings of `ModalityGate`; the numbers after it are 0 where the method does without."""
 
     summary: str
-    gate: dict[str, Any] = field(default_factory=dict)
+    gate: Settings = field(default_factory=dict)
     literal: bool = False  # the first sketch's rule instead of the law
     hide: float = 0.0  # modality dropout
     auxiliary: float = 0.0  # weight of the auxiliary loss
@@ -36,7 +38,9 @@ METHODS: dict[str, Method] = {
     "balanced-hide": Method("balanced, and modalities hidden at random in training", STANDARD, hide=HIDE),
     "conservative": Method("balanced with rate 0.005, ratio 0.10", CONSERVATIVE),
     "aggressive": Method("balanced with rate 0.05, ratio 0.25", AGGRESSIVE),
-    "normalised": Method("balanced with normalised instead of bounded logits", {**STANDARD, "logits": "normalised"}),
+    "normalised": Method(
+        "balanced with normalised instead of bounded logits", {**STANDARD, "logits": "normalised"}
+    ),
     "literal": Method("the first sketch's rule: free logits, no bound", STANDARD, literal=True),
     "dropout": Method("modality dropout: modalities hidden at random in training", OFF, hide=HIDE),
     "auxiliary": Method("auxiliary loss that pulls mean weights to the target", OFF, auxiliary=1.0),

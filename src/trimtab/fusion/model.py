@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
-from trimtab.fusion.gate import ModalityGate
 from trimtab.errors import TrimtabError
+from trimtab.fusion.gate import ModalityGate
 
 HIDDEN = 64
 
@@ -37,11 +37,11 @@ class SequenceEncoder(nn.Module):
         self.out = nn.Linear(2 * hidden, hidden)
 
     def forward(self, values: Tensor) -> Tensor:
-        found = F.relu(self.convolution(values.transpose(1, 2)))
+        found = functional.relu(self.convolution(values.transpose(1, 2)))
         there = (values != 0).any(-1)[:, None, :]
         found = found * there
         mean = found.sum(-1) / there.sum(-1).clamp(min=1)
-        return F.relu(self.out(torch.cat([mean, found.amax(-1)], 1)))
+        return functional.relu(self.out(torch.cat([mean, found.amax(-1)], 1)))
 
 
 class FusionModel(nn.Module):
@@ -55,7 +55,8 @@ class FusionModel(nn.Module):
         self, shapes: Mapping[str, Sequence[int]], outputs: int, gate: ModalityGate, hidden: int = HIDDEN
     ) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({name: encoder_for(name, shape, hidden) for name, shape in shapes.items()})
+        # A list, since a modality may have a name that is an attribute of a module.
+        self.encoders = nn.ModuleList(encoder_for(name, shape, hidden) for name, shape in shapes.items())
         self.gate = gate
         self.head = nn.Linear(hidden, outputs)
         self.weights: Tensor = torch.empty(0)  # (batch, modalities) of the last forward, with gradient
@@ -67,7 +68,7 @@ class FusionModel(nn.Module):
         ``views``: one tensor per modality, in the gate's order. ``present`` (batch, modalities): what is
         missing is not encoded: zeros take its place before the gate sees it.
         """
-        encodings = [encoder(view) for encoder, view in zip(self.encoders.values(), views, strict=True)]
+        encodings = [encoder(view) for encoder, view in zip(self.encoders, views, strict=True)]
         if present is not None:
             encodings = [each * present[:, [i]] for i, each in enumerate(encodings)]
         self.encodings = encodings
@@ -85,4 +86,6 @@ def encoder_for(name: str, shape: Sequence[int], hidden: int) -> nn.Module:
         return VectorEncoder(shape[0], hidden)
     if len(shape) == 2:
         return SequenceEncoder(shape[1], hidden)
-    raise TrimtabError(f"modality {name!r} has samples of shape {tuple(shape)}; (size,) or (time, size) is needed")
+    raise TrimtabError(
+        f"modality {name!r} has samples of shape {tuple(shape)}; (size,) or (time, size) is needed"
+    )

@@ -56,17 +56,21 @@ def read_mosei(path: Path) -> Views:
     """
     found = unpickled(path)
     if not isinstance(found, dict) or not {"train", "test"} <= set(found):
-        raise TrimtabError(f"{path} is not in the form of MMSA: a dictionary of train, valid and test is needed")
+        raise TrimtabError(
+            f"{path} is not in the form of MMSA: a dictionary of train, valid and test is needed"
+        )
     names = [name for name in SPLITS if name in found]
     labels = [labels_of(path, name, found[name]) for name in names]
     ends = np.cumsum([len(each) for each in labels]).tolist()
     split = {
-        name: np.arange(end - len(each), end)
-        for name, each, end in zip(names, labels, ends, strict=True)
+        name: np.arange(end - len(each), end) for name, each, end in zip(names, labels, ends, strict=True)
     }
     views = {
         modality: np.concatenate(
-            [view_of(path, name, found[name], modality, len(each)) for name, each in zip(names, labels, strict=True)]
+            [
+                view_of(path, name, found[name], modality, len(each))
+                for name, each in zip(names, labels, strict=True)
+            ]
         )
         for modality in MODALITIES
     }
@@ -108,6 +112,9 @@ def view_of(path: Path, name: str, part: Any, modality: str, samples: int) -> ND
     if lengths is not None:
         ends = np.asarray(lengths, np.int64).reshape(-1)
         if len(ends) != samples or ends.min() < 0 or ends.max() > view.shape[1]:
-            raise TrimtabError(f"{path}: {modality}_lengths of {name!r} must be {samples} numbers of steps, at most {view.shape[1]}")
+            raise TrimtabError(
+                f"{path}: {modality}_lengths of {name!r} must be {samples} numbers of steps, "
+                f"at most {view.shape[1]}"
+            )
         view = view * (np.arange(view.shape[1]) < ends[:, None])[..., None]
     return view

@@ -46,8 +46,8 @@ def headline(found: Json) -> tuple[str, str]:
     answer = f"{ours} keeps mean weights within {errors[worst]:.3f} of the target (worst on {worst})."
     backing = (
         f"Its accuracy is {'lower than' if lower else 'not lower than'} the plain gate's"
-        f"{' on ' + ', '.join(lower) if lower else ' on any data set'}; without the dominant modality it is higher on "
-        f"{', '.join(better) if better else 'none'} (95 % intervals, paired by seed)."
+        f"{' on ' + ', '.join(lower) if lower else ' on any data set'}; without the dominant "
+        f"modality it is higher on {', '.join(better) or 'none'} (95 % intervals, paired by seed)."
     )
     return answer, backing
 
@@ -56,7 +56,9 @@ def compare_page(found: Json) -> str:
     """The page of a comparison (comparison.json as read), complete HTML."""
     answer, backing = headline(found)
     plan = found["plan"]
-    few = "" if plan["seeds"] > 2 else '<p class="notice">Fewer than three seeds: differences may be luck.</p>'
+    few = (
+        "" if plan["seeds"] > 2 else '<p class="notice">Fewer than three seeds: differences may be luck.</p>'
+    )
     body = f"""<header class="top">
 <div class="eyebrow">{LOGO}trimtab fusion compare</div>
 <h1>Gates between modalities</h1>
@@ -71,7 +73,7 @@ def compare_page(found: Json) -> str:
 {_grid_section(found["grid"])}
 {_methods_section(plan["methods"])}
 </main>
-<footer>Made with trimtab {escape(__version__)}. Every figure is in comparison.json beside this page.</footer>"""
+<footer>Made with trimtab {escape(__version__)}. Every figure is in comparison.json.</footer>"""
     return page("Gates between modalities", body, {"charts": _long_charts(found["long"])}, SCRIPTS)
 
 
@@ -84,14 +86,15 @@ def _data_section(each: Json) -> str:
         own = "" if name == PLAIN else _points(row["accuracy_difference"])
         missing = "" if name == PLAIN else _points(row["without_dominant_difference"])
         win = ' class="win"' if row["without_dominant"][0] >= best - 1e-12 else ""
+        weights = [weight[0] for weight in row["weights"]]
         error = "" if row["weight_error"] is None else f"{row['weight_error']:.3f}"
         rows.append(
             f'<tr><th scope="row">{tip(name, summary)}</th>'
             f"<td>{100 * row['accuracy'][0]:.1f} %<small>{own}</small></td>"
             f"<td{win}>{100 * row['without_dominant'][0]:.1f} %<small>{missing}</small></td>"
-            f'<td style="min-width:190px">{_stack([w[0] for w in row["weights"]], each["modalities"], "weight")}</td>'
+            f'<td style="min-width:190px">{_stack(weights, each["modalities"], "weight")}</td>'
             f"<td>{error}</td>"
-            f'<td style="min-width:190px">{_stack(row["shapley_shares"], each["modalities"], "Shapley share")}</td>'
+            f'<td style="min-width:190px">{_stack(row["shapley_shares"], each["modalities"], "share")}</td>'
             f"<td>{_list(row['bias'])}</td><td>{row['alarms'] or ''}</td></tr>"
         )
     heads = "".join(
@@ -107,11 +110,12 @@ def _data_section(each: Json) -> str:
     )
     source = f" from {escape(each['source'])}" if each["source"] else ""
     return f"""<section><h2>{escape(each["name"])}</h2>
-<p class="see">{each["samples"]:,} samples{source}. <b>{dominant}</b> has most weight in the plain gate. Small figures
-are differences to the plain gate in percentage points, with 95 % intervals paired by seed. Balanced weights
-(left bars) are not balanced use (right bars): compare them.</p>
+<p class="see">{each["samples"]:,} samples{source}. <b>{dominant}</b> has most weight in the plain gate. Small
+figures are differences to the plain gate in percentage points, with 95 % intervals paired by seed. Balanced
+weights (left bars) are not balanced use (right bars): compare them.</p>
 <div class="legend">{swatches}</div>
-<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div></section>"""
+<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
+</section>"""
 
 
 def _points(difference: Any) -> str:
@@ -153,16 +157,17 @@ def _before_after(each: Json) -> str:
          f"{plain['weight_variance']:.3f}", f"{ours['weight_variance']:.3f}"),
     )  # fmt: skip
     body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(x)}</td>" for x in row[1:])}</tr>' for row in rows
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(x)}</td>" for x in row[1:])}</tr>'
+        for row in rows
     )
     heads = "".join(
         f'<th scope="col">{name}</th>'
         for name in ("", "expected: before", "expected: after", f"{escape(each['name'])}: plain", "balanced")
     )
     return f"""<section><h2>Before and after, expected and measured</h2>
-<p class="see">The expected column contradicts itself: weights of 99.4 / 0.4 / 0.3 % have a variance of 0.218, not
-0.165, and 70 / 15 / 15 % have 0.067. A variance of 0.020 would be about 53 / 24 / 23 %, so it cannot come with 70 to
-80 % for the dominant modality.</p>
+<p class="see">The expected column contradicts itself: weights of 99.4 / 0.4 / 0.3 % have a variance of 0.218,
+not 0.165, and 70 / 15 / 15 % have 0.067. A variance of 0.020 would be about 53 / 24 / 23 %, so it cannot come
+with 70 to 80 % for the dominant modality.</p>
 <table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></section>"""
 
 
@@ -170,27 +175,30 @@ def _long_section(long: Json | None) -> str:
     if long is None:
         return ""
     return f"""<section><h2>Does it last?</h2>
-<p class="see">{escape(long["data"])}, seed 0, one line per modality; dashes are the target. A gate with free logits
+<p class="see">{
+        escape(long["data"])
+    }, seed 0, one line per modality; dashes are the target. A gate with free logits
 cancels the bias, which then grows without end (literal); with bounded logits both stand still.</p>
-<div class="times">{"".join(
-    f'<div><h3>{escape(name)}: {what}</h3><div class="plot" id="{escape(name)}-{key}"></div></div>'
-    for name in long["methods"]
-    for what, key in (("mean weights", "test_weights"), ("bias", "bias"))
-)}</div></section>"""
+<div class="times">{
+        "".join(
+            f'<div><h3>{escape(name)}: {what}</h3><div class="plot" id="{escape(name)}-{key}"></div></div>'
+            for name in long["methods"]
+            for what, key in (("mean weights", "test_weights"), ("bias", "bias"))
+        )
+    }</div></section>"""
 
 
 def _long_charts(long: Json | None) -> list[Json]:
     if long is None:
         return []
     charts = []
+    others = len(long["modalities"]) - 1
     for name, rows in long["methods"].items():
-        chosen = METHODS[name].gate
-        ratio = chosen.get("target_balance_ratio") if name != PLAIN else None
+        ratio = METHODS[name].gate.get("target_balance_ratio")
+        dashes = [] if ratio is None else [ratio, 1 - ratio * others]
         for key, what in (("test_weights", "weight"), ("bias", "bias")):
-            charts.append(
-                chart(f"{name}-{key}", rows["epoch"], rows[key], long["modalities"], what,
-                      [ratio, 1 - ratio * (len(long["modalities"]) - 1)] if ratio and what == "weight" else [])
-            )  # fmt: skip
+            drawn = dashes if what == "weight" else []
+            charts.append(chart(f"{name}-{key}", rows["epoch"], rows[key], long["modalities"], what, drawn))
     return charts
 
 
@@ -218,11 +226,20 @@ def _grid_section(grid: Json | None) -> str:
     )
     heads = "".join(
         f'<th scope="col">{name}</th>'
-        for name in ("", "update rate", "ratio", "mean weights", "off target", "variance", "accuracy", "without dominant")
+        for name in (
+            "",
+            "update rate",
+            "ratio",
+            "mean weights",
+            "off target",
+            "variance",
+            "accuracy",
+            "without dominant",
+        )
     )
     return f"""<section><h2>Rates and ratios</h2>
-<p class="see">{escape(grid["data"])}, balanced. The ratio decides where the weights end, the rate only how soon; a high
-rate swings.</p>
+<p class="see">{escape(grid["data"])}, balanced. The ratio decides where the weights end, the rate only how
+soon.</p>
 <div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"""
 
 
@@ -237,9 +254,9 @@ def _setting(cell: Json) -> tuple[str, str, str]:
 def _methods_section(names: list[str]) -> str:
     words = "".join(f"<dt>{escape(name)}</dt><dd>{escape(METHODS[name].summary)}</dd>" for name in names)
     return f"""<section><h2>How this was computed</h2><div class="method">
-<p>Each seed draws halves of each class for training and test (or the data's own split is used), and the initial
-weights; every method gets the same. Batches are such that an epoch has about 20. Accuracy without a modality: its
-encoding is zero, its weight is 0, the others share the whole. Shapley shares are of test accuracy over all subsets.</p>
+<p>Each seed draws halves of each class for training and test (or the data's own split is used) and the
+initial weights; every method gets the same. An epoch has about 20 batches. Accuracy without a modality: its
+encoding is zero and its weight 0, the others share the whole. Shapley shares are of test accuracy.</p>
 </div><dl class="words">{words}</dl></section>"""
 
 
@@ -258,7 +275,7 @@ def train_page(training: Training, figures: Json) -> str:
         chart("norms", epochs, [row["gradient_norms"] for row in history], data.modalities, "norm", []),
         chart("accuracy", epochs, [[row["accuracy"]] for row in history], ["test"], "accuracy", []),
     ]
-    alarm = history[-1]["alarm"]
+    alarm, summary = history[-1]["alarm"], METHODS[recipe.method].summary
     rows = "".join(
         f'<tr><th scope="row"><i class="swatch" style="background:var(--c{i})"></i> {escape(name)}</th>'
         f"<td>{figures['weights'][i]:.3f}</td><td>{figures['dominant_counts'][i]:,}</td>"
@@ -283,17 +300,18 @@ def train_page(training: Training, figures: Json) -> str:
     body = f"""<header class="top">
 <div class="eyebrow">{LOGO}trimtab fusion train</div>
 <h1>{escape(data.name)}, {escape(recipe.method)}</h1>
-<p class="lead"><b>Test accuracy {100 * figures["accuracy"]:.1f} %.</b> {escape(METHODS[recipe.method].summary)}.</p>
+<p class="lead"><b>Test accuracy {100 * figures["accuracy"]:.1f} %.</b> Method: {escape(summary)}.</p>
 <ul class="facts"><li><b>{len(data.labels):,}</b> samples</li><li><b>{len(history)}</b> epochs</li>
 <li>batches of <b>{recipe.batch_size}</b></li><li>seed <b>{recipe.seed}</b></li></ul>
 {f'<p class="notice">{escape(alarm)}</p>' if alarm else ""}
 </header><main>
 <section><h2>Weight and use</h2>
-<p class="see">On the test samples. A weight says how much an encoding is multiplied by; the columns after it, what the
-model loses without the modality and what it can do with it alone.</p>
+<p class="see">On the test samples. A weight says how much an encoding is multiplied by; the columns after it,
+what the model loses without the modality and what it can do with it alone.</p>
 <table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></section>
-<section><h2>Epoch by epoch</h2><p class="see">One line per modality.</p><div class="times">{shown}</div></section>
-</main><footer>Made with trimtab {escape(__version__)}. Figures: metrics.csv and summary.json beside this page.</footer>"""
+<section><h2>Epoch by epoch</h2><p class="see">One line per modality.</p>
+<div class="times">{shown}</div></section>
+</main><footer>Made with trimtab {escape(__version__)}. Figures: metrics.csv and summary.json.</footer>"""
     return page(f"{data.name}: {recipe.method}", body, {"charts": charts}, SCRIPTS)
 
 

@@ -25,7 +25,7 @@ MOST_AGM = 10.0  # clamp of the difference of ratios, as in the authors' program
 
 
 def hidden_at_random(batch: int, count: int, rate: float, generator: torch.Generator) -> Tensor:
-    """(batch, count) bool: each modality is there with probability 1 - rate; all of them where none was left."""
+    """(batch, count) bool: each modality is there with probability 1 - rate; all where none was left."""
     there = torch.rand(batch, count, generator=generator) >= rate
     return there | ~there.any(1, keepdim=True)
 
@@ -49,7 +49,7 @@ def ogm_ge(model: FusionModel, labels: Tensor, alpha: float, generator: torch.Ge
         for each in model.encodings
     ]
     coefficients = ogm_coefficients(scores, alpha)
-    for coefficient, encoder in zip(coefficients, model.encoders.values(), strict=True):
+    for coefficient, encoder in zip(coefficients, model.encoders, strict=True):
         for parameter in encoder.parameters():
             if parameter.grad is not None and parameter.grad.ndim >= 2:
                 noise = torch.randn(parameter.grad.shape, generator=generator)
@@ -82,7 +82,7 @@ class AGM:
         outputs = shapley_outputs(model, weights.detach())
         scores = [float(torch.nn.functional.cross_entropy(each, labels)) for each in outputs]
         coefficients = self.coefficients(scores)
-        for coefficient, encoder in zip(coefficients, model.encoders.values(), strict=True):
+        for coefficient, encoder in zip(coefficients, model.encoders, strict=True):
             for parameter in encoder.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(coefficient)
@@ -95,8 +95,7 @@ class AGM:
         now = lead(scores)
         self.steps += 1
         self.running = [
-            before + (score - before) / self.steps
-            for before, score in zip(self.running, scores, strict=True)
+            before + (score - before) / self.steps for before, score in zip(self.running, scores, strict=True)
         ]
         return [
             math.exp(self.alpha * min(tau - ratio, MOST_AGM)) for tau, ratio in zip(usual, now, strict=True)

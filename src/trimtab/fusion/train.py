@@ -94,9 +94,11 @@ def begin(data: Views, recipe: Recipe) -> Training:
 
 def run_epoch(training: Training) -> Epoch:
     """One pass over the training samples; the row that says what the gate did in it joins the history."""
-    recipe, method, model = training.recipe, training.method, training.model
+    recipe, model = training.recipe, training.model
     number = len(training.history) + 1
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([recipe.seed, number]).generate_state(1)[0]))
+    generator = torch.Generator().manual_seed(
+        int(np.random.SeedSequence([recipe.seed, number]).generate_state(1)[0])
+    )
     order = torch.randperm(len(training.train.labels), generator=generator)
     count = len(training.data.views)
     losses, weights, dominant = 0.0, torch.zeros(count), torch.zeros(count, dtype=torch.long)
@@ -130,7 +132,7 @@ def run_epoch(training: Training) -> Epoch:
 
 def balances(training: Training) -> bool:
     """Whether the method has a target for the mean weights."""
-    return training.method.gate.get("enable_load_balancing", True)
+    return bool(training.method.gate.get("enable_load_balancing", True))
 
 
 def step(training: Training, batch: Part, generator: torch.Generator) -> float:
@@ -155,7 +157,9 @@ def step(training: Training, batch: Part, generator: torch.Generator) -> float:
     return float(task_loss.detach())
 
 
-def fit(training: Training, report: Report = lambda *_: None, each: Callable[[Epoch], None] = lambda _: None) -> None:
+def fit(
+    training: Training, report: Report = lambda *_: None, each: Callable[[Epoch], None] = lambda _: None
+) -> None:
     """The epochs that are left; ``each`` gets every row as it is made."""
     while len(training.history) < training.recipe.epochs:
         row = run_epoch(training)
@@ -209,7 +213,9 @@ def resume(data: Views, recipe: Recipe, folder: Path) -> Training:
     if about.get("format") != FORMAT:
         raise TrimtabError(f"{path} is damaged or no checkpoint of this version; --fresh begins again")
     if about["data"] != json.loads(json.dumps(data.about())):
-        raise TrimtabError(f"{path} is of {about['data']['name']!r}, other data; give another --out, or --fresh")
+        raise TrimtabError(
+            f"{path} is of {about['data']['name']!r}, other data; give another --out, or --fresh"
+        )
     for name, value in asdict(recipe).items():
         if name != "epochs" and about["recipe"][name] != value:
             raise TrimtabError(
@@ -231,4 +237,6 @@ def resume(data: Views, recipe: Recipe, folder: Path) -> Training:
 
 def of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Those whose name begins with ``prefix.``, without it."""
-    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
+    return {
+        name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")
+    }

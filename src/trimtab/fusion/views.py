@@ -58,7 +58,11 @@ class Views:
 
     def about(self) -> dict[str, Any]:
         """What identifies it in a checkpoint."""
-        return {"name": self.name, "samples": len(self.labels), "shapes": {k: list(v) for k, v in self.shapes.items()}}
+        return {
+            "name": self.name,
+            "samples": len(self.labels),
+            "shapes": {k: list(v) for k, v in self.shapes.items()},
+        }
 
 
 class Part(NamedTuple):
@@ -95,7 +99,7 @@ def check(data: Views) -> None:
             raise TrimtabError(f"{data.name}: all labels are of one class")
     elif not np.isfinite(data.labels).all():
         raise TrimtabError(f"{data.name}: labels have NaN or infinite entries")
-    used = [index for index in data.split.values()]
+    used = list(data.split.values())
     if used and len(np.unique(np.concatenate(used))) != sum(map(len, used)):
         raise TrimtabError(f"{data.name}: splits share samples")
 
@@ -113,7 +117,9 @@ def parts(data: Views, seed: int) -> tuple[Part, Part]:
         labels = data.labels[index]
         kind = torch.int64 if data.task == "classes" else torch.float32
         present = None if data.present is None else torch.from_numpy(data.present[index])
-        return Part([torch.from_numpy(view[index]) for view in views], torch.as_tensor(labels, dtype=kind), present)
+        return Part(
+            [torch.from_numpy(view[index]) for view in views], torch.as_tensor(labels, dtype=kind), present
+        )
 
     return part(train), part(test)
 
@@ -158,7 +164,7 @@ def read_folder(folder: Path) -> Views:
     found = {name: read_array(path) for name, path in files.items()}
     labels = found.pop(LABELS)
     present = found.pop("present", None)
-    split = {}
+    split: dict[str, Any] = {}
     if isinstance(labels, dict):
         split, labels, found = joined(folder, labels, found)
     mixed = [name for name, value in found.items() if isinstance(value, dict)]
@@ -176,7 +182,9 @@ def joined(folder: Path, labels: Mapping[str, Any], found: dict[str, Any]) -> tu
     """(indices of each part, labels, views) with the parts one after the other."""
     names = [name for name in SPLITS if name in labels]
     if "train" not in names or "test" not in names or set(labels) - set(SPLITS):
-        raise TrimtabError(f"{folder}: labels have parts {sorted(labels)}; train and test are needed, valid allowed")
+        raise TrimtabError(
+            f"{folder}: labels have parts {sorted(labels)}; train and test are needed, valid allowed"
+        )
     for name, value in found.items():
         if not isinstance(value, dict) or set(value) != set(labels):
             raise TrimtabError(f"{folder}: {name} must have the parts {', '.join(names)}, as {LABELS} has")

@@ -41,6 +41,7 @@ from trimtab.learn.presets import TrainConfig
 from trimtab.learn.rewards import RewardConfig
 from trimtab.learn.rollout import Acting
 from trimtab.learn.scenarios import Draw
+from trimtab.learn.sealed import write_whole
 from trimtab.routers.policy_file import Policy, load_policy
 from trimtab.scenario import Scenario
 

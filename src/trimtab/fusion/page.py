@@ -95,13 +95,13 @@ def _data_section(each: Json) -> str:
             f'<td style="min-width:190px">{_stack(weights, each["modalities"], "weight")}</td>'
             f"<td>{error}</td>"
             f'<td style="min-width:190px">{_stack(row["shapley_shares"], each["modalities"], "share")}</td>'
-            f"<td>{_list(row['bias'])}</td><td>{row['alarms'] or ''}</td></tr>"
+            f"<td>{_list(row['bias'])}</td></tr>"
         )
     heads = "".join(
         f'<th scope="col">{name}</th>'
         for name in (
             "method", "accuracy", f"without {dominant}", "mean weights", "off target",
-            "Shapley shares of accuracy", "bias", "alarms",
+            "Shapley shares of accuracy", "bias",
         )
     )  # fmt: skip
     swatches = "".join(
@@ -270,7 +270,7 @@ def train_page(training: Training, figures: Json) -> str:
     dashes = sorted(set(training.model.gate.target().tolist())) if balances(training) else []
     dashes = [value for value in dashes if math.isfinite(value)]
     charts = [
-        chart("weights", epochs, [row["mean_weights"] for row in history], data.modalities, "weight", dashes),
+        chart("weights", epochs, [row["test_weights"] for row in history], data.modalities, "weight", dashes),
         chart("bias", epochs, [row["bias"] for row in history], data.modalities, "bias", []),
         chart("norms", epochs, [row["gradient_norms"] for row in history], data.modalities, "norm", []),
         chart("accuracy", epochs, [[row["accuracy"]] for row in history], ["test"], "accuracy", []),
@@ -288,7 +288,7 @@ def train_page(training: Training, figures: Json) -> str:
         for n in ("modality", "mean weight", "dominant in", "accuracy without it", "alone", "Shapley share")
     )
     plots = (
-        ("weights", "Mean weights", "Training batches of each epoch; dashes are the target."),
+        ("weights", "Mean weights", "On the test samples; dashes are the target."),
         ("bias", "Bias", "Should come to rest. Growth without end means that the gate cancels it."),
         ("norms", "Gradient norms of the encoders", "An encoder near zero learns nothing."),
         ("accuracy", "Test accuracy", "Balancing must not cost it."),

@@ -131,14 +131,16 @@ def long_figures(long: dict[str, Any]) -> dict[str, Any]:
 def recovery_figures(data: Views, dominant: str, plan: Plan) -> dict[str, Any]:
     """The slowest of up to five seeds."""
     steps = []
-    print("\n| collapse, seed | weights | recovered, steps | weights at the end | accuracy before | after |")
-    print("|" + "---|" * 6)
+    print(
+        "\n| collapse, seed | weights | recovered, steps | weights at the end | spread | accuracy | after |"
+    )
+    print("|" + "---|" * 7)
     for seed in range(min(5, plan.seeds)):
         found = recover(data, dominant, Recipe(PLAIN, 10, plan.batch_size(data), seed=seed), STEPS + 100)
         steps.append(found.steps if found.steps is not None else STEPS + 100)
         print(
             f"| {seed} | {np.round(found.start, 4)} | {found.steps} | {np.round(found.weights[-1][1], 3)} "
-            f"| {found.accuracy_before:.4f} | {found.accuracy_after:.4f} |"
+            f"| {found.spread:.4f} | {found.accuracy_before:.4f} | {found.accuracy_after:.4f} |"
         )
     return {"collapse_start": list(map(rounded, found.start)), "recovery_steps": max(steps)}
 

@@ -229,16 +229,17 @@ def _print_comparison(found: dict[str, Any]) -> None:
         )
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("method")
-        for head in ("accuracy", "vs plain, points", f"without {each['dominant']}", "vs plain, points"):
-            table.add_column(head, justify="right")
+        for head in ("accuracy", "vs plain", f"without {each['dominant']}", "vs plain"):
+            table.add_column(head, justify="right", no_wrap=True)
         table.add_column("mean weights", justify="right")
         table.add_column("Shapley shares", justify="right")
         for name, row in each["methods"].items():
             table.add_row(
                 name, f"{row['accuracy'][0]:.4f}", signed_points(row["accuracy_difference"]),
                 f"{row['without_dominant'][0]:.4f}", signed_points(row["without_dominant_difference"]),
-                " ".join(f"{weight[0]:.3f}" for weight in row["weights"]),
-                " ".join(f"{share:.3f}" for share in row["shapley_shares"]),
+                " ".join(f"{weight[0]:.2f}" for weight in row["weights"]),
+                " ".join(f"{share:.2f}" for share in row["shapley_shares"]),
             )  # fmt: skip
         console.print(table)
+    console.print("vs plain: percentage points, 95 % intervals paired by seed", style="dim")
     console.print(f"\n{' '.join(headline(found))}")

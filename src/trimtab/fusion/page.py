@@ -7,10 +7,9 @@ from html import escape
 from typing import Any
 
 from trimtab import __version__
-from trimtab.fusion.compare import OURS, PLAIN, best_rival
-from trimtab.fusion.methods import METHODS, RIVALS
+from trimtab.fusion.compare import OURS, PLAIN
+from trimtab.fusion.methods import METHODS
 from trimtab.fusion.train import Training, balances
-from trimtab.report.bootstrap import Interval
 from trimtab.report.html import LOGO, page, tip
 
 Json = dict[str, Any]
@@ -313,8 +312,3 @@ what the model loses without the modality and what it can do with it alone.</p>
 <div class="times">{shown}</div></section>
 </main><footer>Made with trimtab {escape(__version__)}. Figures: metrics.csv and summary.json.</footer>"""
     return page(f"{data.name}: {recipe.method}", body, {"charts": charts}, SCRIPTS)
-
-
-def rival_of(each: Json) -> tuple[str, Interval] | None:
-    """The best rival on a data set, where one was run."""
-    return best_rival(each) if set(RIVALS) & set(each["methods"]) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -222,8 +221,3 @@ def classes_of(labels: NDArray[Any]) -> tuple[NDArray[Any], Task]:
     if flat.dtype.kind == "f" and not (flat == np.round(flat)).all():
         return flat.astype(np.float64), "value"
     return np.unique(flat, return_inverse=True)[1].astype(np.int64), "classes"
-
-
-def as_json(data: Views) -> str:
-    """What was trained on, as one line."""
-    return json.dumps(data.about(), sort_keys=True)

@@ -82,6 +82,15 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
         "worst_ratio_of_a_layer": (1.0, "<="),
         "large_cpu_s": (2.0, "<="),
     },
+    "fusion": {
+        "max_weight_error": (0.03, "<="),
+        "max_weight_error_long": (0.03, "<="),
+        "data_sets_less_accurate": (0, "<="),
+        "without_dominant_low": (0, ">="),
+        "without_dominant_vs_best_rival": (-0.01, ">="),
+        "recovery_steps": (500, "<="),
+        "cost_per_step": (0.02, "<="),
+    },
     "vidur_agreement": {"max_time_error_s": (1e-6, "<="), "batches_equal": (1, ">=")},
 }
 

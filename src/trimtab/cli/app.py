@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from trimtab.cli import calibrate, catalogue, compare, moe, profile, scenario, simulate, train, workload
+from trimtab.cli import (
+    calibrate,
+    catalogue,
+    compare,
+    fusion,
+    moe,
+    profile,
+    scenario,
+    simulate,
+    train,
+    workload,
+)
 
 app = typer.Typer(
     name="trimtab",
@@ -41,6 +52,7 @@ app.add_typer(workload.app, name="workload")
 app.command("profile")(profile.profile)
 app.command("calibrate")(calibrate.calibrate)
 app.add_typer(moe.app, name="moe")
+app.add_typer(fusion.app, name="fusion")
 app.command("routers")(catalogue.routers)
 app.command("schedulers")(catalogue.schedulers)
 app.command("models")(catalogue.models)

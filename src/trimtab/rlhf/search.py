@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from trimtab.errors import TrimtabError
 from trimtab.rlhf import memory, steps
-from trimtab.rlhf.flags import version_key
+from trimtab.rlhf.flags import sleeps_below_zero_3, version_key
 from trimtab.rlhf.generation import estimate, kv_capacity
 from trimtab.rlhf.job import Job
 from trimtab.rlhf.placement import Placement, Plan, Serving, Training
-from trimtab.rlhf.timeline import NAMES, computed_tokens, role_models
+from trimtab.rlhf.timeline import computed_tokens, role_models
 
 Array = NDArray[np.float64]
 MICRO = (1, 2, 4, 8, 16)
@@ -143,7 +143,8 @@ def role_columns(job: Job, role: str, size: int, rows: Settings, ranks: Array) -
     factor = steps.calibration_of(cluster)
     micro = computed_tokens(job, rows.batching, rows.forward_micro, rows.cap, shards)
     padded = steps.padding(job, rows.batching, rows.forward_micro)
-    forward_s = steps.forward_seconds(work_of, cluster, size, rows.zero, micro, padded, shards)
+    offload = rows.eval_offload * (not trains)
+    forward_s = steps.forward_seconds(work_of, cluster, size, rows.zero, micro, padded, shards, offload)
     train_s = work = np.zeros(len(rows))
     host, host_asleep, reload_s = np.zeros(len(rows)), 0.0, 0.0
     if trains:
@@ -233,14 +234,11 @@ class Tables:
                 peak = np.maximum(peak, resting - rests[role] + each.awake + each.work)
                 train_s = train_s + each.train_s + sleeps * each.reload_s
                 host = host + sleeps * each.host_asleep
-        return PoolColumns(
-            peak,
-            resting,
-            host,
-            np.sum([each.forward_s for each in columns.values()], axis=0),
-            train_s,
-            np.all([each.legal for each in columns.values()], axis=0),
-        )
+        legal = np.all([each.legal for each in columns.values()], axis=0)
+        if ds_sleep and not sleeps_below_zero_3(self.job.version):
+            legal &= (self.rows.zero == 3) | (self.rows.adam_offload > 0)
+        experience_s = np.sum([each.forward_s for each in columns.values()], axis=0)
+        return PoolColumns(peak, resting, host, experience_s, train_s, legal)
 
     def generation(self, gpus: int, tp: int, utilization: float, eager: bool, partial: bool) -> float:
         """Seconds of a rollout, calibrated; inf where a sequence does not fit."""
@@ -535,7 +533,3 @@ def _host(tables: Tables, chosen: tuple[int, ...], columns: list[PoolColumns]) -
             worst = np.maximum(worst, each.host * per_node)
     return np.maximum(worst, small) + _experiences(tables.job)
 
-
-def phase_names() -> dict[str, str]:
-    """Role -> the name of its forward phase."""
-    return dict(NAMES)

@@ -102,16 +102,24 @@ def number_of_micro(tokens: Number, micro: Number, ranks: Number) -> Number:
 
 
 def forward_seconds(
-    work: Pass, cluster: Cluster, world: Number, zero: Number, micro: Number, padded: Number, shards: Number
+    work: Pass,
+    cluster: Cluster,
+    world: Number,
+    zero: Number,
+    micro: Number,
+    padded: Number,
+    shards: Number,
+    offload: Number = False,
 ) -> Number:
     """A pass without gradients over all samples. ``padded`` >= 1: computed over real tokens; ``shards`` is
-    ring x tensor parallelism."""
+    ring x tensor parallelism. ``offload``: under ZeRO-3 each micro-batch fetches the weights from the host."""
     flops = padded * forward_flops(work.model, work.head, work.tokens, work.squares)
     compute = flops / (world * cluster.device.peak_flops * reached(work.model, micro))
     batches = number_of_micro(padded * work.tokens, micro * shards, world / shards)
     gather = np.where(zero >= 3, 2.0 * work.model.parameters / link_rate(cluster, world), 0.0) * batches
+    fetched = np.where((zero >= 3) & np.asarray(offload, bool), 2.0 * work.model.parameters / world / PCIE, 0.0)
     launches = batches * LAUNCH / 3 * work.model.layers / 32
-    return hidden(compute, gather) + launches
+    return hidden(compute, gather + fetched * batches) + launches
 
 
 def train_seconds(

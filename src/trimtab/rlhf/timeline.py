@@ -108,7 +108,7 @@ def phase_seconds(job: Job, plan: Plan, generation_s: float | None = None) -> di
     hybrid = place.mode == "hybrid"
     if hybrid and serving.vllm_sleep:
         phases["generation"] += 2 * float(steps.sleep_seconds(job.actor, place.tp))
-    phases["weights"] = float(steps.sync_seconds(job.actor, cluster, hybrid, place.engine_gpus))
+    phases["weights"] = float(steps.sync_seconds(job.actor, cluster, hybrid))
     phases["fixed"] = steps.FIXED
     return phases
 

@@ -73,6 +73,29 @@ def search(job: Job, progress: Progress | None = None) -> Searched:
     return Searched(keeper.best(), keeper.considered, keeper.legal, keeper.fitting)
 
 
+def equal_split(job: Job) -> Found | None:
+    """The guide's rule of thumb, engines : actor : critic = 1 : 1 : 1 (1 : 1 without a critic), at its best
+    settings; None where it is not legal or does not fit."""
+    tables = Tables(job)
+    sharing = "actor-ref+critic-reward"
+    pools = [("actor", "ref"), ("critic", "reward")]
+    there = [tuple(role for role in pair if role in tables.models) for pair in pools]
+    there = [roles for roles in there if roles and (roles != ("reward",))]
+    sizes = [size for size in group_sizes(job) if size <= job.cluster.gpus // (len(there) + 1)]
+    if not sizes or any(len(roles) < 2 for roles in there) or "critic" not in tables.models:
+        return None
+    keeper = Keeper(tables)
+    each = tuple(sizes[-1] for _ in there)
+    columns = [tables.pool(roles, each[0], each[0], False) for roles in there]
+    chosen = _learners(tables, keeper, each, columns, 1)
+    if chosen is None:
+        return None
+    for engines in _engines(tables, each[0], False):
+        place = Placement("distributed", sharing, *_groups(tables, each[0]), engines.count, engines.tp)
+        keeper.offer(place, engines.serving, chosen, engines.generation, _update(job, False))
+    return keeper.best()[0] if keeper.found else None
+
+
 def _nothing(job: Job, keeper: Keeper) -> str:
     cluster = job.cluster
     if keeper.legal == 0:

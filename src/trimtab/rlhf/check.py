@@ -34,6 +34,8 @@ class Checked:
     step: Step | None
     mended: list[str] | None
     mended_gpus: int | None
+    job_model: Model | None = None
+    response_mean: float | None = None
 
     @property
     def gpus(self) -> int:
@@ -81,7 +83,19 @@ def check(
             step = schedule(job, plan)
     mended, gpus = _mend(parsed, found)
     ordered = sorted(found, key=lambda each: FATAL.index(each.kind) if each.kind in FATAL else len(FATAL))
-    return Checked(version, settings, demand(parsed), owned, tuple(ordered), forecast, step, mended, gpus)
+    return Checked(
+        version,
+        settings,
+        demand(parsed),
+        owned,
+        tuple(ordered),
+        forecast,
+        step,
+        mended,
+        gpus,
+        model,
+        response_mean,
+    )
 
 
 def _known(name: object) -> Model | None:
@@ -117,7 +131,7 @@ def _mend(command: Command, found: list[Finding]) -> tuple[list[str] | None, int
 def plan_of(
     command: Command, cluster: Cluster, actor: Model, critic: Model | None, response_mean: float | None
 ) -> tuple[Job, Plan]:
-    """The job and the plan that a command stands for; lengths are half of their limits where not given."""
+    """The job and the plan that a command stands for; prompts are a quarter and responses half of their limits where not given."""
     prompt, response = _limits(command)
     estimators = {estimator: name for name, estimator in ALGORITHMS.items()}
     name = estimators.get(str(command["advantage_estimator"]), "reinforce++")
@@ -127,7 +141,7 @@ def plan_of(
     job = Job(
         actor=actor,
         cluster=cluster,
-        prompt=Lengths(prompt / 2, prompt),
+        prompt=Lengths(max(1.0, prompt / 4), prompt),
         response=Lengths(min(response_mean or response / 2, response), response),
         algorithm=name,
         critic=critic,

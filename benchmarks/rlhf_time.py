@@ -30,7 +30,8 @@ FAMILIES = ("h100", "gb200", "h20")
 
 
 def job_of(case: Case, mean: float) -> Job:
-    per_node = min(8, case["gpus"])
+    # 72 GB200s share one NVLink domain; of 128 GPUs 64 do.
+    per_node = min(64 if case["device"] == "gb200" else 8, case["gpus"])
     cluster = Cluster(device_of(case["device"]), case["gpus"] // per_node, per_node)
     spread = LONG_SPREAD if case["mean"] == "fitted" else 0.7
     response = Lengths(mean, case["max"], spread)
@@ -41,9 +42,9 @@ def job_of(case: Case, mean: float) -> Job:
 def phases_of(case: Case, mean: float, seed: int) -> dict[str, float]:
     """Uncalibrated seconds of the phases; those of training on its own GPUs."""
     job = job_of(case, mean)
-    gpus = case["gpus"] // 2 if case.get("off") else case["gpus"]
+    gpus = case["gpus"] // 2 if case.get("async") else case["gpus"]
     tensor, context, _, stages = case["train"]
-    generated = rollout(job, max(1, gpus // case["tp"]), case["tp"], 0.9 if case.get("off") else 0.6,
+    generated = rollout(job, max(1, gpus // case["tp"]), case["tp"], 0.9 if case.get("async") else 0.6,
                         prefix_caching=True, seed=seed)  # fmt: skip
     work = steps.work_of(job, job.actor, True)
     micro = float(job.response.limit + job.prompt.limit) / tensor / context
@@ -51,12 +52,13 @@ def phases_of(case: Case, mean: float, seed: int) -> dict[str, float]:
     # A pipeline of S stages with m micro-batches is full for m of m + S - 1 slots.
     filled = max(1.0, case["batch"] * job.mean_tokens / (micro * shards) / (gpus / shards / stages))
     bubble = (filled + stages - 1) / filled
-    forward = bubble * float(steps.forward_seconds(work, job.cluster, gpus, 2, micro, 1.0, shards))
+    forward = bubble * float(steps.forward_seconds(work, job.cluster, gpus, 1, micro, 1.0, shards, tensor))
     updates = case["samples"] / case["batch"]
     train = bubble * float(
-        steps.train_seconds(work, job.cluster, gpus, 2, micro, 1.0, shards, True, False, True, updates)
+        steps.train_seconds(work, job.cluster, gpus, 1, micro, 1.0, shards, True, False, True, updates,
+                            False, tensor)
     )
-    hybrid = not case.get("off")
+    hybrid = not case.get("async")
     weights = float(steps.sync_seconds(job.actor, job.cluster, hybrid))
     # the policy's and the reference's log-probabilities; verl's rows have no reference
     passes = 1 if "logp" in case else 2
@@ -67,7 +69,7 @@ def step_of(case: Case, phases: dict[str, float], factor: steps.Calibration) -> 
     """One step: phases one after the other, or generation beside the rest."""
     generation = factor.generation * phases["generation"]
     rest = factor.forward * phases["logp"] + factor.train * phases["update"]
-    together = max(generation, rest) if case.get("off") else generation + rest
+    together = max(generation, rest) if case.get("async") else generation + rest
     return together + phases["weights"] + steps.FIXED
 
 

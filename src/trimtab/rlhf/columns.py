@@ -114,7 +114,7 @@ def role_columns(job: Job, role: str, size: int, rows: Settings, ranks: Array) -
     micro = computed_tokens(job, rows.batching, rows.forward_micro, rows.cap, shards)
     padded = steps.padding(job, rows.batching, rows.forward_micro)
     offload = rows.eval_offload * (not trains)
-    forward_s = steps.forward_seconds(work_of, cluster, size, rows.zero, micro, padded, shards, offload)
+    forward_s = steps.forward_seconds(work_of, cluster, size, rows.zero, micro, padded, shards, rows.ds_tp, offload)
     train_s = work = np.zeros(len(rows))
     host, host_asleep, reload_s = np.zeros(len(rows)), 0.0, 0.0
     if trains:
@@ -130,7 +130,7 @@ def role_columns(job: Job, role: str, size: int, rows: Settings, ranks: Array) -
         train_s = factor.train * steps.train_seconds(
             work_of, cluster, size, rows.zero, micro, steps.padding(job, rows.batching, rows.micro), shards,
             rows.checkpointing, rows.adam_offload, rows.overlap, job.total_samples // job.train_batch,
-            bool(job.lora_rank),
+            bool(job.lora_rank), rows.ds_tp,
         )  # fmt: skip
         reload_s = 2 * float(steps.reload_seconds(model, size))
         trained = memory.trainable(model, head, job.lora_rank)

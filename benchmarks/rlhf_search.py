@@ -1,6 +1,6 @@
 """Seconds to search the whole legal space of placements, 8 to 128 GPUs; nothing is sampled or left out.
 
-    python benchmarks/rlhf_search.py [--quick]
+python benchmarks/rlhf_search.py [--quick]
 """
 
 from __future__ import annotations

@@ -205,7 +205,8 @@ def _unknown(name: str, version: str, known: dict[str, Flag]) -> str:
             if name in ("prompt_max_len", "generate_max_len"):
                 # gone for good: the total and the new tokens are given instead
                 names = [all_flags()[other].spelling(version) for other in ("max_len", "max_new_tokens")]
-                return f"--{name} is not a flag of OpenRLHF {version}; give --{names[0]} (total) and --{names[1]}"
+                instead = f"give --{names[0]} (total) and --{names[1]}"
+                return f"--{name} is not a flag of OpenRLHF {version}; {instead}"
             if name == "ref_reward_offload":
                 return (
                     f"--{name} is not a flag of OpenRLHF {version}; give --ref.offload and --reward.offload"

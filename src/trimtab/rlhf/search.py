@@ -19,6 +19,7 @@ from trimtab.errors import TrimtabError
 from trimtab.rlhf import memory, steps
 from trimtab.rlhf.columns import Array, Mask, PoolColumns, Tables, group_sizes
 from trimtab.rlhf.flags import version_key
+from trimtab.rlhf.generation import kv_capacity
 from trimtab.rlhf.job import GIB, Job
 from trimtab.rlhf.placement import ROLES, Placement, Plan, Serving
 
@@ -100,12 +101,12 @@ def equal_split(job: Job) -> Found | None:
 
 def _nothing(job: Job, keeper: Keeper) -> str:
     cluster = job.cluster
-    if keeper.legal == 0:
+    degrees = keeper.tables.degrees()
+    if all(kv_capacity(job, tp, UTILIZATIONS[-1]) < job.max_tokens for tp in degrees):
         return (
-            f"no plan is legal for {job.actor.name} on {cluster.gpus} GPUs: train_batch "
-            f"{job.train_batch} must "
-            f"divide by micro-batch x ranks, the heads ({job.actor.heads}) by tensor parallelism, and an "
-            f"engine must hold a sequence of {job.max_tokens:,} tokens"
+            f"no engine can hold {job.actor.name} and a sequence of {job.max_tokens:,} tokens: tensor "
+            f"parallelism may be {', '.join(map(str, degrees))} on {cluster.device.name}; use a larger device or shorter "
+            "sequences"
         )
     over, limit = keeper.nearest / GIB, keeper.usable / GIB
     what = f"the nearest plan needs {over:.1f} GiB of the {limit:.1f} usable on a GPU"

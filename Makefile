@@ -5,7 +5,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 INPUTS := pyproject.toml constraints.txt
 PROFILING ?= ../shared/data/vidur/profiling
 PROFILING_SOURCE := 'microsoft/vidur@7d47513 data/profiling (MIT)'
-DEMO_ROUTERS := random,round-robin,power-of-two,least-outstanding,vllm-dp,least-pending-prefill,least-kv,least-work
+DEMO_ROUTERS := random,round-robin,power-of-two,least-outstanding,vllm-dp,least-pending-prefill,least-kv,lmetric,learned
 
 .PHONY: help venv demo test lint bench calibrations docs clean
 .DEFAULT_GOAL := help

@@ -105,8 +105,8 @@ def _nothing(job: Job, keeper: Keeper) -> str:
     if all(kv_capacity(job, tp, UTILIZATIONS[-1]) < job.max_tokens for tp in degrees):
         return (
             f"no engine can hold {job.actor.name} and a sequence of {job.max_tokens:,} tokens: tensor "
-            f"parallelism may be {', '.join(map(str, degrees))} on {cluster.device.name}; use a larger device or shorter "
-            "sequences"
+            f"parallelism may be {', '.join(map(str, degrees))} on {cluster.device.name}; use "
+            "a larger device or shorter sequences"
         )
     over, limit = keeper.nearest / GIB, keeper.usable / GIB
     what = f"the nearest plan needs {over:.1f} GiB of the {limit:.1f} usable on a GPU"

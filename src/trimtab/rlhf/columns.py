@@ -127,8 +127,20 @@ def role_columns(job: Job, role: str, size: int, rows: Settings, ranks: Array) -
         awake = resting = asleep = memory.frozen(model, head, share, rows.eval_offload)["weights"]
         host = rows.eval_offload * 2 * memory.parameters(model, head) / size
     forward_s, train_s = _seconds(job, role, size, rows)
-    sized = [column * np.ones(len(rows)) for column in (awake, resting, asleep, forward, work)]
-    return RoleColumns(*sized, forward_s, train_s, reload_s, legal, host * np.ones(len(rows)), host_asleep)
+    ones = np.ones(len(rows))
+    return RoleColumns(
+        awake=awake * ones,
+        resting=resting * ones,
+        asleep=asleep * ones,
+        forward=forward * ones,
+        work=work * ones,
+        forward_s=forward_s,
+        train_s=train_s,
+        reload_s=reload_s,
+        legal=legal,
+        host=host * ones,
+        host_asleep=host_asleep,
+    )
 
 
 def _seconds(job: Job, role: str, size: int, rows: Settings) -> tuple[Array, Array]:

@@ -162,24 +162,37 @@ class Keeper:
         row = int(rows[best])
         return Learners(row, float(learn[row]), float(cost[best]), float(peak[row]), num_legal, len(rows))
 
+    def worth(
+        self,
+        kind: tuple[str, str],
+        gpus: int,
+        throws: int,
+        chosen: Learners,
+        generation: float,
+        update: float,
+    ) -> tuple[float, ...] | None:
+        """The key of a placement of a ``kind`` (mode, sharing); None where it is not among the best."""
+        if not np.isfinite(generation):
+            return None
+        join = max if kind[0] == "async" else _sum
+        cost = join(generation * (1 + SWITCH * throws), chosen.cost) + update
+        # Where one side waits for the other anyway, the lighter load still counts a little.
+        cost += 1e-3 * (generation + chosen.cost)
+        key = (float(gpus), cost) if self.job.goal == "fewest" else (cost,)
+        kept = self.found.get(kind, [])
+        return None if len(kept) == PREFERRED and key >= kept[-1][0] else key
+
     def offer(
         self, placement: Placement, serving: Serving, chosen: Learners, generation: float, update: float
     ) -> None:
         """A placement with its engines; kept if it is among the best of its kind."""
-        if not np.isfinite(generation):
-            return
         throws = serving.eager + serving.vllm_sleep + serving.ds_sleep + serving.partial
-        asynchronous = placement.mode == "async"
-        join = max if asynchronous else _sum
-        cost = join(generation * (1 + SWITCH * throws), chosen.cost) + update
-        # Where one side waits for the other anyway, the lighter load still counts a little.
-        cost += 1e-3 * (generation + chosen.cost)
-        key: tuple[float, ...] = (cost,)
-        if self.job.goal == "fewest":
-            key = (float(placement.gpus), *key)
-        kept = self.found.setdefault((placement.mode, placement.sharing), [])
-        if len(kept) == PREFERRED and key >= kept[-1][0]:
+        kind = (placement.mode, placement.sharing)
+        key = self.worth(kind, placement.gpus, throws, chosen, generation, update)
+        if key is None:
             return
+        join = max if placement.mode == "async" else _sum
+        kept = self.found.setdefault(kind, [])
         plan = Plan(placement, self.tables.rows.training(chosen.row), serving)
         kept.append((key, Found(plan, join(generation, chosen.seconds) + update, chosen.peak)))
         kept.sort(key=lambda entry: entry[0])
@@ -328,6 +341,10 @@ def _apart(sharing: str) -> Callable[[Tables, Keeper], None]:
                 if (gpus, partial) not in cache:
                     cache[gpus, partial] = _engines(tables, gpus, partial)
                 for engines in cache[gpus, partial]:
+                    used = sum(sizes) + engines.count * engines.tp
+                    throws = engines.serving.eager + engines.serving.partial
+                    if not keeper.worth((mode, sharing), used, throws, chosen, engines.generation, update):
+                        continue
                     place = Placement(mode, sharing, engines=engines.count, tp=engines.tp, **sized)
                     keeper.offer(place, engines.serving, chosen, engines.generation, update)
 

@@ -13,6 +13,7 @@ from trimtab.cli import (
     fusion,
     moe,
     profile,
+    rlhf,
     scenario,
     simulate,
     train,
@@ -40,7 +41,7 @@ def trimtab(
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    """Simulate LLM clusters on real traffic, and compare how requests are routed."""
+    """Load balancing for the whole LLM stack: requests, experts, modalities, RLHF samples."""
 
 
 app.command("simulate")(simulate.simulate)
@@ -53,6 +54,7 @@ app.command("profile")(profile.profile)
 app.command("calibrate")(calibrate.calibrate)
 app.add_typer(moe.app, name="moe")
 app.add_typer(fusion.app, name="fusion")
+app.add_typer(rlhf.app, name="rlhf")
 app.command("routers")(catalogue.routers)
 app.command("schedulers")(catalogue.schedulers)
 app.command("models")(catalogue.models)

@@ -1,0 +1,192 @@
+"""Seconds of each phase of a step. Arithmetic on arrays as in memory.py; generation is in generation.py.
+
+A phase is work over the peak of its GPUs times what they reach of it; communication that ZeRO causes hides
+behind it as far as it can. docs/background/rlhf-model.md has the formulas, the constants and their sources.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import yaml
+
+from trimtab.hardware import Model
+from trimtab.rlhf.flags import FOLDER
+from trimtab.rlhf.job import Cluster, Job
+
+Number = Any  # a float or an array of float64
+
+REACHED = 0.55  # of the peak, by large matrix products in a training framework
+REACHED_EXPERTS = 0.5  # times that for mixtures of experts: small grouped products, exchanges
+HALF_TOKENS = 512.0  # tokens of a micro-batch at which half of that is reached
+LAUNCH = 0.010  # s per micro-batch and 32 layers: kernel launches of forward and backward, hooks
+PCIE = 20e9  # bytes/s of one GPU to its host
+HOST_ADAM = 2e9  # parameters/s of one node
+LINK = 0.6  # of a published link, one direction, that collectives reach
+PER_TENSOR = 0.8e-3  # s for each tensor of a weight update
+HIDDEN = 0.8  # of communication that can hide behind computation
+FIXED = 4.0  # s per step outside all phases: data, Ray, logging
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measured over predicted seconds of a hardware family, from one published row."""
+
+    generation: float = 1.0
+    forward: float = 1.0
+    train: float = 1.0
+    source: str = "not calibrated"
+
+
+@lru_cache(maxsize=1)
+def calibrations() -> dict[str, Calibration]:
+    """Calibrations by family; ``other`` is for devices that nobody has published."""
+    entries = yaml.safe_load((FOLDER / "calibration.yaml").read_text(encoding="utf-8"))
+    return {name: Calibration(**entry) for name, entry in entries.items()}
+
+
+def calibration_of(cluster: Cluster) -> Calibration:
+    """The device's calibration, or that of the nearest family."""
+    found = calibrations()
+    return found.get(cluster.device.name) or found["other"]
+
+
+def worked_parameters(model: Model, head: bool) -> float:
+    """Weights that a token is multiplied with: no input embedding, no LM head without ``head``."""
+    embeddings = model.vocab * model.hidden * (1 if head else 0)
+    return float(model.active_parameters - model.embedding_parameters + embeddings)
+
+
+def forward_flops(model: Model, head: bool, tokens: Number, squares: Number) -> Number:
+    """FLOPs of one pass: 2 per weight and token, and causal attention over sum of squared lengths."""
+    return 2.0 * worked_parameters(model, head) * tokens + 2.0 * model.layers * model.heads * (
+        model.head_dim * squares
+    )
+
+
+def reached(model: Model, micro: Number) -> Number:
+    """Share of the peak that micro-batches of so many tokens reach."""
+    experts = REACHED_EXPERTS if model.experts else 1.0
+    return REACHED * experts * micro / (micro + HALF_TOKENS)
+
+
+def link_rate(cluster: Cluster, gpus: Number) -> Number:
+    """Bytes/s of one GPU in a collective over ``gpus``: links inside a node, the network beyond it.
+
+    Collectives of whole nodes send through every GPU's own port.
+    """
+    inside = LINK * cluster.device.link_gb_s / 2 * 1e9
+    return np.where(np.asarray(gpus) <= cluster.gpus_per_node, inside, np.minimum(inside, cluster.network))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A model's work over one step's samples: its tokens and sum of squared lengths."""
+
+    model: Model
+    head: bool
+    tokens: float
+    squares: float
+
+
+def work_of(job: Job, model: Model, head: bool) -> Pass:
+    return Pass(model, head, job.total_tokens, job.square_tokens)
+
+
+def number_of_micro(tokens: Number, micro: Number, ranks: Number) -> Number:
+    """Micro-batches of each rank."""
+    return np.ceil(tokens / ranks / micro)
+
+
+def forward_seconds(
+    work: Pass, cluster: Cluster, world: Number, zero: Number, micro: Number, padded: Number, shards: Number
+) -> Number:
+    """A pass without gradients over all samples. ``padded`` >= 1: computed over real tokens; ``shards`` is
+    ring x tensor parallelism."""
+    flops = padded * forward_flops(work.model, work.head, work.tokens, work.squares)
+    compute = flops / (world * cluster.device.peak_flops * reached(work.model, micro))
+    batches = number_of_micro(padded * work.tokens, micro * shards, world / shards)
+    gather = np.where(zero >= 3, 2.0 * work.model.parameters / link_rate(cluster, world), 0.0) * batches
+    launches = batches * LAUNCH / 3 * work.model.layers / 32
+    return hidden(compute, gather) + launches
+
+
+def train_seconds(
+    work: Pass,
+    cluster: Cluster,
+    world: Number,
+    zero: Number,
+    micro: Number,
+    padded: Number,
+    shards: Number,
+    checkpointing: Number,
+    adam_offload: Number,
+    overlap: Number,
+    updates: float,
+    lora: bool = False,
+) -> Number:
+    """Forward, backward, recomputation, gradient exchange and ``updates`` optimiser steps."""
+    forward = padded * forward_flops(work.model, work.head, work.tokens, work.squares)
+    passes = np.where(checkpointing, 4.0, 3.0) - (1.0 if lora else 0.0)
+    compute = passes * forward / (world * cluster.device.peak_flops * reached(work.model, micro))
+    batches = np.maximum(number_of_micro(padded * work.tokens, micro * shards, world / shards), updates)
+    size, rate = 2.0 * work.model.parameters, link_rate(cluster, world)
+    # ZeRO-3 gathers for each pass and scatters gradients in each micro-batch; ZeRO-2 exchanges gradients.
+    # A ring passes keys and values around, tensor parallelism reduces activations twice per layer and pass.
+    alone = np.asarray(world) <= 1
+    exchange = np.where(zero >= 3, (passes - 1 + 1) * size / rate, size / rate) * batches
+    exchange = np.where(alone, 0.0, exchange)
+    inside = LINK * cluster.device.link_gb_s / 2 * 1e9
+    shared = 8.0 * work.model.layers * padded * work.tokens / world * shards * work.model.hidden * 2 / inside
+    exchange = exchange + np.where(np.asarray(shards) > 1, shared, 0.0)
+    hides = np.where((zero >= 3) | np.asarray(overlap, bool), HIDDEN, 0.4)
+    launches = batches * LAUNCH * work.model.layers / 32
+    return hidden(compute, exchange, hides) + launches + updates * update_seconds(
+        work.model, cluster, world, adam_offload
+    )
+
+
+def hidden(compute: Number, exchange: Number, share: Number = HIDDEN) -> Number:
+    """Seconds of both where ``share`` of the exchange can run beside the computation."""
+    return np.maximum(compute, share * exchange) + (1 - share) * exchange
+
+
+def update_seconds(model: Model, cluster: Cluster, world: Number, adam_offload: Number) -> Number:
+    """One optimiser step: through the device's memory, or over PCIe and on the host's cores."""
+    count = float(model.parameters)
+    device = 30.0 * count / world / cluster.device.bandwidth
+    here = np.minimum(world, cluster.gpus_per_node)
+    host = 4.0 * count / world / PCIE + count / world * here / HOST_ADAM
+    return np.where(adam_offload, host, device)
+
+
+def reload_seconds(model: Model, world: Number) -> Number:
+    """DeepSpeed's state to the host or back."""
+    return 14.0 * model.parameters / world / PCIE
+
+
+def sleep_seconds(model: Model, tp: Number) -> Number:
+    """vLLM's weights to the host or back."""
+    return 2.0 * model.parameters / tp / PCIE
+
+
+def sync_seconds(model: Model, cluster: Cluster, hybrid: Number, engine_gpus: Number) -> Number:
+    """New weights to the engines: tensor by tensor, by CUDA IPC when hybrid, else broadcast."""
+    tensors = model.layers * (9 + model.experts * model.mlp_matrices)
+    rate = np.where(hybrid, LINK * cluster.device.link_gb_s / 2 * 1e9, LINK * cluster.network)
+    del engine_gpus  # a broadcast passes the weights on; its time hardly depends on their number
+    return tensors * PER_TENSOR + 2.0 * model.parameters / rate
+
+
+def padding(job: Job, batching: Number, micro: Number) -> Number:
+    """Tokens computed over real ones. Padded micro-batches are as long as their longest sequence."""
+    lengths = np.sort(job.prompt.quantiles.mean() + job.response.quantiles)
+    shares = (np.arange(len(lengths)) + 1) / len(lengths)
+    sizes = np.atleast_1d(np.asarray(micro, np.float64))
+    longest = np.array([float((lengths * np.diff(shares**size, prepend=0)).sum()) for size in sizes.ravel()])
+    padded = np.maximum(1.0, longest.reshape(sizes.shape) / lengths.mean())
+    result = np.where(np.asarray(batching) == 0, padded, 1.0)
+    return result if np.ndim(batching) or np.ndim(micro) else float(result.ravel()[0])

@@ -213,6 +213,11 @@ def improve(
     return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
 
 
+def line_of(step: int, facts: dict[str, float]) -> str:
+    """One step as OpenRLHF logs it."""
+    return f"Global step {step}: { {name: round(value, 6) for name, value in facts.items()} }"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fault", choices=FAULTS, default="none")
@@ -228,9 +233,8 @@ def main() -> None:
     with (options.out / "log.txt").open("w", encoding="utf-8") as log:
         run = ppo(start, FAULTS[options.fault], 3 if options.quick else options.steps, options.seed)
         for step, facts in enumerate(run, 1):
-            line = f"Global step {step}: { {name: round(value, 6) for name, value in facts.items()} }"
-            print(line, flush=True)
-            print(line, file=log, flush=True)
+            print(line_of(step, facts), flush=True)
+            print(line_of(step, facts), file=log, flush=True)
     prompts = prompts_of(start.text, 1, torch.Generator().manual_seed(options.seed))
     print(f"reward {facts['reward']:.2f}, vowels {facts['judged']:.2f}, KL {facts['kl']:.3f} per token")
     print(f"a prompt: {text_of(prompts[0])!r}; the log is {options.out / 'log.txt'}")

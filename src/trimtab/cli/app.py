@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trimtab.cli import calibrate, catalogue, compare, moe, profile, scenario, simulate, train, workload
+from trimtab.cli import calibrate, catalogue, compare, moe, profile, rlhf, scenario, simulate, train, workload
 
 app = typer.Typer(
     name="trimtab",
@@ -39,6 +39,7 @@ app.command("report")(simulate.report)
 app.add_typer(scenario.app, name="scenario")
 app.add_typer(workload.app, name="workload")
 app.add_typer(moe.app, name="moe")
+app.add_typer(rlhf.app, name="rlhf")
 app.command("profile")(profile.profile)
 app.command("calibrate")(calibrate.calibrate)
 app.command("routers")(catalogue.routers)

@@ -101,6 +101,22 @@ def checked_version(version: str) -> str:
     return LATEST if version_key(bare) > version_key(LATEST) else bare
 
 
+@lru_cache(maxsize=64)
+def stack_of(version: str) -> dict[str, str]:
+    """What the wheel of ``version`` pins: deepspeed, vllm, ray."""
+    rows = yaml.safe_load((FOLDER / "stack.yaml").read_text(encoding="utf-8"))
+    found: dict[str, str] = {}
+    for since, row in rows.items():
+        if version_key(since) <= version_key(version):
+            found = row
+    return found
+
+
+def sleeps_below_zero_3(version: str) -> bool:
+    """Whether the pinned DeepSpeed can offload its states below ZeRO-3 (after 0.17.5)."""
+    return version_key(stack_of(version)["deepspeed"]) > version_key("0.17.5")
+
+
 @lru_cache(maxsize=32)
 def spellings(version: str) -> dict[str, Flag]:
     """Names that the parser of ``version`` accepts."""

@@ -68,7 +68,7 @@ def estimate(
     # The queue keeps the batch full until its last request starts ...
     queued = float(count) if partial else max(0.0, count - slots)
     full = queued * lengths.mean() / slots
-    seconds = full * _step(tables, slots, held)
+    seconds = full * float(_step(tables, np.array([slots]), np.array([held]))[0])
     prompts = count / (job.samples if prefix else 1) * prompt
     seconds += prompts / BUDGET * tables.stage_seconds([], [(0, BUDGET)])
     if partial:
@@ -81,19 +81,19 @@ def estimate(
         alive = tail
     batch = np.maximum(1.0, slots * alive)
     middle = prompt + (edges[:-1] + edges[1:]) / 2
-    draining = [_step(tables, size, kv) for size, kv in zip(batch.tolist(), middle.tolist(), strict=True)]
-    return seconds + float((np.diff(edges) * draining).sum())
+    return seconds + float((np.diff(edges) * _step(tables, batch, middle)).sum())
 
 
-def _step(tables: ExecTables, size: float, kv: float) -> float:
-    """Seconds of one iteration of ``size`` decodes over ``kv`` tokens each."""
+def _step(tables: ExecTables, size: Array, kv: Array) -> Array:
+    """Seconds of iterations of ``size`` decodes over ``kv`` tokens each."""
     rows, columns = tables.decode_s.shape
-    at = min(kv / tables.kv_step, columns - 1.0)
-    low = min(int(at), columns - 2) if columns > 1 else 0
-    count = int(min(max(1, round(size)), rows - 1))
-    row = tables.decode_s[count]
-    decode = row[low] + (at - low) * (row[min(low + 1, columns - 1)] - row[low])
-    return float(decode + tables.token_s[count] + tables.kv_write_s[count] + tables.cpu_s[count])
+    at = np.minimum(kv / tables.kv_step, columns - 1.0)
+    low = np.minimum(at.astype(np.int64), max(columns - 2, 0))
+    high = np.minimum(low + 1, columns - 1)
+    count = np.clip(np.rint(size), 1, rows - 1).astype(np.int64)
+    begin, end = tables.decode_s[count, low], tables.decode_s[count, high]
+    decode = begin + (at - low) * (end - begin)
+    return np.asarray(decode + tables.token_s[count] + tables.kv_write_s[count] + tables.cpu_s[count])
 
 
 @dataclass(frozen=True)

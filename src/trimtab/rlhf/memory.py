@@ -351,6 +351,10 @@ def host_parts(job: Job, plan: Plan) -> dict[str, float]:
             parts = shared
         if sum(parts.values()) > sum(worst.values()):
             worst = dict(parts)
-    # tokens, log-probabilities, values, advantages of every token, in the object store
-    worst["experiences"] = job.total_tokens * 40 / job.cluster.nodes
+    worst["experiences"] = experience_bytes(job)
     return worst
+
+
+def experience_bytes(job: Job) -> float:
+    """Tokens, log-probabilities, values and advantages of all samples, in the object store of one node."""
+    return job.total_tokens * 40 / job.cluster.nodes

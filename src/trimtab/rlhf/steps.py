@@ -102,16 +102,24 @@ def number_of_micro(tokens: Number, micro: Number, ranks: Number) -> Number:
 
 
 def forward_seconds(
-    work: Pass, cluster: Cluster, world: Number, zero: Number, micro: Number, padded: Number, shards: Number
+    work: Pass,
+    cluster: Cluster,
+    world: Number,
+    zero: Number,
+    micro: Number,
+    padded: Number,
+    shards: Number,
+    offload: Number = False,
 ) -> Number:
     """A pass without gradients over all samples. ``padded`` >= 1: computed over real tokens; ``shards`` is
-    ring x tensor parallelism."""
+    ring x tensor parallelism. ``offload``: under ZeRO-3 each micro-batch fetches the weights from the host."""
     flops = padded * forward_flops(work.model, work.head, work.tokens, work.squares)
     compute = flops / (world * cluster.device.peak_flops * reached(work.model, micro))
     batches = number_of_micro(padded * work.tokens, micro * shards, world / shards)
     gather = np.where(zero >= 3, 2.0 * work.model.parameters / link_rate(cluster, world), 0.0) * batches
+    fetched = np.where((zero >= 3) & np.asarray(offload, bool), 2.0 * work.model.parameters / world / PCIE, 0.0)
     launches = batches * LAUNCH / 3 * work.model.layers / 32
-    return hidden(compute, gather) + launches
+    return hidden(compute, gather + fetched * batches) + launches
 
 
 def train_seconds(
@@ -173,11 +181,11 @@ def sleep_seconds(model: Model, tp: Number) -> Number:
     return 2.0 * model.parameters / tp / PCIE
 
 
-def sync_seconds(model: Model, cluster: Cluster, hybrid: Number, engine_gpus: Number) -> Number:
-    """New weights to the engines: tensor by tensor, by CUDA IPC when hybrid, else broadcast."""
+def sync_seconds(model: Model, cluster: Cluster, hybrid: Number) -> Number:
+    """New weights to the engines: tensor by tensor, by CUDA IPC when hybrid, else broadcast, whose time
+    hardly depends on the number of engines."""
     tensors = model.layers * (9 + model.experts * model.mlp_matrices)
     rate = np.where(hybrid, LINK * cluster.device.link_gb_s / 2 * 1e9, LINK * cluster.network)
-    del engine_gpus  # a broadcast passes the weights on; its time hardly depends on their number
     return tensors * PER_TENSOR + 2.0 * model.parameters / rate
 
 
@@ -185,8 +193,8 @@ def padding(job: Job, batching: Number, micro: Number) -> Number:
     """Tokens computed over real ones. Padded micro-batches are as long as their longest sequence."""
     lengths = np.sort(job.prompt.quantiles.mean() + job.response.quantiles)
     shares = (np.arange(len(lengths)) + 1) / len(lengths)
-    sizes = np.atleast_1d(np.asarray(micro, np.float64))
-    longest = np.array([float((lengths * np.diff(shares**size, prepend=0)).sum()) for size in sizes.ravel()])
-    padded = np.maximum(1.0, longest.reshape(sizes.shape) / lengths.mean())
-    result = np.where(np.asarray(batching) == 0, padded, 1.0)
-    return result if np.ndim(batching) or np.ndim(micro) else float(result.ravel()[0])
+    sizes, where = np.unique(np.asarray(micro, np.float64), return_inverse=True)
+    # The longest of ``size`` lengths is at most the k-th quantile with probability share^size.
+    longest = np.array([(lengths * np.diff(shares**size, prepend=0)).sum() for size in sizes.tolist()])
+    padded = np.maximum(1.0, longest / lengths.mean())[where].reshape(np.shape(micro))
+    return np.where(np.asarray(batching) == 0, padded, 1.0)

@@ -74,7 +74,16 @@ def phase_seconds(job: Job, plan: Plan, generation_s: float | None = None) -> di
         micro = computed_tokens(job, kind, training.forward_micro, training.cap, shards)
         padded = steps.padding(job, kind, training.forward_micro)
         phases[NAMES[role]] = factor.forward * float(
-            steps.forward_seconds(work, cluster, world, training.zero, micro, padded, shards)
+            steps.forward_seconds(
+                work,
+                cluster,
+                world,
+                training.zero,
+                micro,
+                padded,
+                shards,
+                training.eval_offload and role in ("ref", "reward"),
+            )
         )
         if role in ("actor", "critic"):
             micro = computed_tokens(job, kind, training.micro, training.cap, shards)
@@ -99,7 +108,7 @@ def phase_seconds(job: Job, plan: Plan, generation_s: float | None = None) -> di
     hybrid = place.mode == "hybrid"
     if hybrid and serving.vllm_sleep:
         phases["generation"] += 2 * float(steps.sleep_seconds(job.actor, place.tp))
-    phases["weights"] = float(steps.sync_seconds(job.actor, cluster, hybrid, place.engine_gpus))
+    phases["weights"] = float(steps.sync_seconds(job.actor, cluster, hybrid))
     phases["fixed"] = steps.FIXED
     return phases
 

@@ -215,7 +215,7 @@ def improve(
 
 def line_of(step: int, facts: dict[str, float]) -> str:
     """One step as OpenRLHF logs it."""
-    return f"Global step {step}: { {name: round(value, 6) for name, value in facts.items()} }"
+    return f"Global step {step}: { {name: float(f'{value:.4g}') for name, value in facts.items()} }"
 
 
 def main() -> None:

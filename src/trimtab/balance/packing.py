@@ -183,14 +183,14 @@ def _fitted(sizes: Ints, cap: int) -> list[list[int]]:
 def _split(bins: list[list[int]], weight: Floats, ranks: int) -> list[list[int]]:
     """The dearest bin of several sequences becomes two, until the ranks divide the number of bins."""
     wanted = _rounded(len(bins), ranks)
+    if wanted > len(weight):
+        raise TrimtabError(
+            f"{len(weight)} sequences in {len(bins)} micro-batches cannot be dealt evenly to {ranks} ranks; "
+            f"give {wanted - len(weight)} more, or raise the cap"
+        )
     heap = [(-float(weight[items].sum()), number) for number, items in enumerate(bins) if len(items) > 1]
     heapq.heapify(heap)
     while len(bins) < wanted:
-        if not heap:
-            raise TrimtabError(
-                f"{len(weight)} sequences in {len(bins)} micro-batches cannot be dealt evenly to {ranks} "
-                f"ranks; give {wanted - len(bins)} more sequences, or raise the cap"
-            )
         number = heapq.heappop(heap)[1]
         halves = karmarkar_karp(weight[bins[number]], 2)
         kept, new = ([bins[number][item] for item in half] for half in halves)

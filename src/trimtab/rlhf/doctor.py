@@ -102,7 +102,7 @@ def spelled(advice: str, version: str) -> str | None:
         missing.append(match[1])
         return ""
 
-    text = re.sub(r"\{([a-z_0-9|]+)\}", written, advice)
+    text = re.sub(r"\{([a-z_0-9.|]+)\}", written, advice)
     return None if missing else text
 
 

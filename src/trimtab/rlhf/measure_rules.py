@@ -47,6 +47,7 @@ class Range:
     fix: tuple[str, ...]
     hides: tuple[str, ...] = ()
     source: str = ""
+    confidence: str = "medium"
 
 
 GENTLER = (
@@ -57,6 +58,10 @@ GENTLER = (
 NEARER = ("raise {init_kl_coef}, threefold", "lower {actor_learning_rate}")
 SCALED = ("normalise rewards: {normalize_reward}, with a reward model that was trained with it",
           "narrow {reward_clip_range}")  # fmt: skip
+CORRECTED = (  # the flag was replaced in 0.11.2
+    "correct for the gap between rollout and training: {enable_vllm_is_correction}",
+    "correct for the gap between rollout and training: {algo.advantage.is_correction_level} token",
+)
 GUIDE = "the tuning guide's range"
 DEFAULT_RANGES = (
     Range("updates-too-large", "ppo_clip_ratio", -INF, 0.05,
@@ -74,9 +79,11 @@ GUIDE_RANGES = (
           "value_loss (OpenRLHF's critic_loss) is outside 0 to 10; its scale is that of the rewards", SCALED,
           source=GUIDE),
     Range("guide-kl", "kl", 0.0, 0.5, "kl is outside 0 to 0.5", NEARER, source=GUIDE),
-    Range("guide-clip-ratio", "ppo_clip_ratio", 0.1, 0.3,
-          "clip_ratio (OpenRLHF's ppo_clip_ratio) is outside 0.1 to 0.3; below 0.1 is healthy all the same",
-          GENTLER, source=GUIDE),
+    Range("guide-clip-ratio", "ppo_clip_ratio", -INF, 0.3,
+          "clip_ratio (OpenRLHF's ppo_clip_ratio) is above 0.3", GENTLER, source=GUIDE),
+    Range("guide-clip-ratio-low", "ppo_clip_ratio", 0.1, INF,
+          "clip_ratio (OpenRLHF's ppo_clip_ratio) is below 0.1; so it is in healthy runs, and the guide misleads",
+          ("change nothing for its sake",), source=GUIDE, confidence="low"),
     Range("guide-entropy", "entropy_loss", 1e-9, INF, "entropy is not above 0",
           ("raise {entropy_loss_coef}", "raise {temperature} to 1"), source=GUIDE),
 )  # fmt: skip
@@ -122,12 +129,12 @@ def _outside(limits: Range, measures: Measures) -> Iterator[Symptom]:
     if limits.least == -INF:
         span = f"at most {limits.most:g}"
     elif limits.most == INF:
-        span = "above 0"
+        span = f"at least {limits.least:g}"
     far = typical > 2.0 * limits.most and limits.most > 0
     seen = next((point for point in points if not limits.least <= point.value <= limits.most), points[-1])
     evidence = f"{limits.measure} {seen.value:.3g} at step {seen.step}, {typical:.3g} in the last quarter; {span}"
     yield Symptom(
-        limits.name, limits.cause, "high" if far else "medium", seen, evidence, limits.fix, limits.source,
+        limits.name, limits.cause, "high" if far else limits.confidence, seen, evidence, limits.fix, limits.source,
         limits.hides,
     )  # fmt: skip
 
@@ -149,7 +156,7 @@ def not_a_number(measures: Measures) -> Iterator[Symptom]:
             "not-a-number", "the computation broke down: a measure is not a number", "high", point,
             f"{name} is {point.value:g} at step {step}",
             ("lower {actor_learning_rate} and {critic_learning_rate}", "train in bf16, not fp16: {param_dtype} bf16",
-             "correct for the gap between rollout and training: {enable_vllm_is_correction}",
+             *CORRECTED,
              "look at the samples of this step: empty responses, rewards that are not finite"),
             "verl FAQ",
         )  # fmt: skip
@@ -243,7 +250,7 @@ def sampling_differs(measures: Measures) -> Iterator[Symptom]:
             f"vllm_kl {points[0].value:.3g} at step {points[0].step}, {typical:.3g} throughout, as if only "
             f"{math.exp(-typical):.2f} of the probability were drawn from",
             ("set {top_p} 1.0 (and no top-k); temper with {temperature}, which training takes into account",
-             "otherwise correct for it: {enable_vllm_is_correction}"),
+             *CORRECTED),
             "OpenRLHF: top_p is not applied to training log-probabilities",
         )  # fmt: skip
         return
@@ -251,7 +258,7 @@ def sampling_differs(measures: Measures) -> Iterator[Symptom]:
         "rollout-precision",
         "vLLM and training disagree on the same tokens: kernels or precision differ",
         "medium", points[-1], _shown("vllm_kl", points, f"{typical:.3g} in the median; at most 0.01"),
-        ("correct for it: {enable_vllm_is_correction}", "run both in the same precision: {param_dtype}",
+        (*CORRECTED, "run both in the same precision: {param_dtype}",
          "disable cascade attention in vLLM"),
         "verl FAQ: above 0.01 is a precision problem",
     )  # fmt: skip
@@ -339,7 +346,7 @@ def gradient_growing(measures: Measures) -> Iterator[Symptom]:
         yield Symptom(
             "gradient-growing", "gradients grow; the run is about to diverge", "medium", points[-1],
             _shown("actor_grad_norm", points, f"{before:.3g} at first"),
-            ("lower {actor_learning_rate}", "correct for rollout: {enable_vllm_is_correction}",
+            ("lower {actor_learning_rate}", *CORRECTED,
              "bound the loss of bad tokens: {dual_clip} 4"),
             "verl FAQ",
         )  # fmt: skip

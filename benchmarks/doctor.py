@@ -51,9 +51,14 @@ def example() -> ModuleType:
 
 def run(rlhf: ModuleType, start: Any, settings: Any, steps: int, seed: int, log: Path) -> list[str]:
     """Names of what the doctor finds in the log of one run."""
-    lines = [rlhf.line_of(step, facts) for step, facts in enumerate(rlhf.ppo(start, settings, steps, seed), 1)]
+    measured = enumerate(rlhf.ppo(start, settings, steps, seed), 1)
+    lines = [rlhf.line_of(step, facts) for step, facts in measured]
     log.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [finding.name for finding in diagnose([log]).findings]
+
+
+def show(run_name: str, seed: int, found: list[str], verdict: str) -> None:
+    print(f"| {run_name} | {seed} | {', '.join(found) or '-'} | {verdict} |", flush=True)
 
 
 def main() -> None:
@@ -76,12 +81,12 @@ def main() -> None:
             # Named means: it is the first that the doctor says.
             right = found[:1] == [wanted]
             named, faults = named + right, faults + 1
-            print(f"| {fault} | {seed} | {', '.join(found) or '-'} | {'named' if right else 'MISSED'} |", flush=True)
+            show(fault, seed, found, "named" if right else "MISSED")
         for number, (label, changes) in enumerate(HEALTHY.items()):
             settings = rlhf.Settings(**changes)
             found = run(rlhf, start, settings, steps, seed, folder / f"healthy{number}-{seed}.log")
             silent, healthy = silent + (not found), healthy + 1
-            print(f"| {label} | {seed} | {', '.join(found) or '-'} | {'FALSE' if found else 'silent'} |", flush=True)
+            show(label, seed, found, "FALSE" if found else "silent")
     figures = {
         "name": "doctor",
         "faults_named": round(named / faults, 4),

@@ -7,7 +7,7 @@ judge prefers the continuation with the larger share of vowels, and errs in one 
     python examples/rlhf_cpu                        # a healthy run
     python examples/rlhf_cpu --fault kl_target      # or beta0, lr30, top_p: for `trimtab rlhf doctor`
 
-Each step prints one line in OpenRLHF's form with its names of the measures, and a file log.txt holds the same.
+Each step prints one line in OpenRLHF's form, with its names of the measures; log.txt holds the same.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -165,7 +166,7 @@ def ppo(start: Start, settings: Settings, steps: int, seed: int) -> Iterator[dic
         clock.append(time.perf_counter())
         facts = improve(actor, critic, optimizers, (tokens, old, value, advantage, target), generator)
         clock.append(time.perf_counter())
-        generation, experience, training = (b - a for a, b in zip(clock, clock[1:], strict=False))
+        generation, experience, training = (b - a for a, b in pairwise(clock))
         yield facts | {
             "kl": float(masked_mean(kl, mask)),
             "vllm_kl": float(masked_mean(drawn - old, mask)),

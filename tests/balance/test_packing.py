@@ -30,7 +30,7 @@ def test_differencing_is_the_oracles(costs: list[int], parts: int, equal: bool) 
     if equal:
         costs = costs * parts
     found = karmarkar_karp(costs, parts, equal_size=equal)
-    assert sorted(sum(found, [])) == list(range(len(costs)))
+    assert sorted(each for part in found for each in part) == list(range(len(costs)))
     assert all(part for part in found)
     if equal:
         assert {len(part) for part in found} == {len(costs) // parts}
@@ -40,8 +40,9 @@ def test_differencing_is_the_oracles(costs: list[int], parts: int, equal: bool) 
 
 
 def test_differencing_of_the_textbook() -> None:
-    """4, 5, 6, 7, 8 in two parts: differencing gives 16 and 14 where 15 and 15 exist (Karmarkar, Karp 1982)."""
-    assert sorted(sum([4, 5, 6, 7, 8][i] for i in part) for part in karmarkar_karp([4, 5, 6, 7, 8], 2)) == [14, 16]
+    """8, 7, 6, 5, 4 in two parts: differencing gives 16 and 14 where 15 and 15 exist."""
+    costs = [4, 5, 6, 7, 8]
+    assert sorted(sum(costs[i] for i in part) for part in karmarkar_karp(costs, 2)) == [14, 16]
 
 
 @settings(max_examples=200, deadline=None)
@@ -50,12 +51,11 @@ def test_the_cap_holds(lengths: list[int], cap: int, ranks: int, method: str, by
     costs = flops_cost(lengths, hidden=8) if by_flops else None
     try:
         packing = pack(lengths, cap, ranks, method=method, costs=costs, long="split")
-    except TrimtabError as error:
+    except TrimtabError:
         # Only where fitting opens so many bins that the ranks' next multiple is above the pieces.
         sizes = [len(part) for each in lengths for part in np.array_split(np.empty(each), -(-each // cap))]
         bins = len(oracle.first_fit_decreasing(sizes, cap))
         assert math.ceil(bins / ranks) * ranks > len(sizes)
-        assert "cannot be dealt evenly" in str(error)
         return
     assert packing.tokens().max() <= cap
     assert len({len(rank) for rank in packing.micro_batches}) == 1
@@ -165,6 +165,6 @@ def test_a_data_loader_takes_it() -> None:
     lengths = [3, 9, 4, 7, 2, 8]
     loader = data.DataLoader(lengths, batch_sampler=PackedBatchSampler(lengths, 12), collate_fn=list)
     batches = list(loader)
-    assert sorted(sum(batches, [])) == sorted(lengths)
+    assert sorted(each for batch in batches for each in batch) == sorted(lengths)
     assert all(sum(batch) <= 12 for batch in batches)
     assert len(loader) == len(batches)

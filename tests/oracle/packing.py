@@ -11,7 +11,9 @@ def karmarkar_karp(costs: list[int], parts: int) -> list[int]:
     while len(solutions) > 1:
         order = sorted(range(len(solutions)), key=lambda i: (solutions[i][-1] - solutions[i][0], born[i]))
         one, other = order[0], order[1]
-        merged = sorted((a + b for a, b in zip(solutions[one], solutions[other][::-1], strict=True)), reverse=True)
+        merged = sorted(
+            (a + b for a, b in zip(solutions[one], solutions[other][::-1], strict=True)), reverse=True
+        )
         kept = [i for i in range(len(solutions)) if i not in (one, other)]
         solutions, born = [solutions[i] for i in kept] + [merged], [born[i] for i in kept] + [count]
         count += 1

@@ -128,7 +128,9 @@ def test_advantages_from_scores_to_normalisation(estimator: str, seed: int) -> N
 @pytest.mark.parametrize("estimator", ours.ESTIMATORS)
 def test_numpy_and_torch_agree(estimator: str) -> None:
     batch = Batch(7)
-    arrays = [each.double() for each in (batch.rewards, batch.log_prob - batch.reference, batch.mask, batch.values)]
+    arrays = [
+        each.double() for each in (batch.rewards, batch.log_prob - batch.reference, batch.mask, batch.values)
+    ]
     both = []
     for rewards, kl, mask, values in (arrays, [each.numpy() for each in arrays]):
         both.append(ours.advantages_of(estimator, rewards, kl, mask, values=values, samples=4, lam=0.9))
@@ -176,12 +178,18 @@ def test_reward_normalisation_and_clip() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ours.approx_kl(np.zeros(1), np.zeros(1), "k4"), "unknown KL estimator 'k4'; allowed: k1, k2, k3"),
+        (
+            lambda: ours.approx_kl(np.zeros(1), np.zeros(1), "k4"),
+            "unknown KL estimator 'k4'; allowed: k1, k2, k3",
+        ),
         (lambda: ours.AdaptiveKL(0.1, 0.0), "KL target must be above 0"),
         (lambda: ours.AdaptiveKL(0.1, 6.0).update(0.02, 50_000), "could turn the coefficient negative"),
         (lambda: ours.group_rewards(np.zeros((3, 1)), "rloo"), "at least 2, given 1"),
         (lambda: ours.group_rewards(np.zeros((3, 2)), "grop"), "Did you mean 'grpo'"),
-        (lambda: ours.advantages_of("gae", np.zeros(2), np.zeros((2, 2)), np.ones((2, 2))), "critic's values"),
+        (
+            lambda: ours.advantages_of("gae", np.zeros(2), np.zeros((2, 2)), np.ones((2, 2))),
+            "critic's values",
+        ),
         (
             lambda: ours.advantages_of("grpo", np.zeros(3), np.zeros((3, 2)), np.ones((3, 2)), samples=2),
             "3 sequences are no groups of 2",

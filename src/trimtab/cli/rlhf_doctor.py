@@ -63,7 +63,8 @@ def _show(number: int, finding: Finding) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     colour = COLOURS[finding.confidence]
-    console.print(f"{number}. [bold]{finding.name}[/bold] [{colour}]({finding.confidence} confidence)[/{colour}]")
+    sure = f"[{colour}]({finding.confidence} confidence)[/{colour}]"
+    console.print(f"{number}. [bold]{finding.name}[/bold] {sure}")
     console.print(f"   {escape(finding.cause)}")
     seen = f" ({finding.times} times)" if finding.times > 1 else ""
     console.print(f"   seen   {escape(finding.place)}{seen}")

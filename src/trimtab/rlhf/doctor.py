@@ -1,7 +1,8 @@
 """The doctor: what went wrong in an RLHF run, by its logs.
 
-Lines are matched with ``data/rlhf/signatures.yaml``; measures are looked at by ``measure_rules``. A finding
-names the cause, the line that shows it, and what to change, in the flags of the version at hand.
+Lines are matched with ``data/rlhf/signatures.yaml``; measures are held to ``measure_ranges``, and
+``measure_rules`` looks for patterns in them. A finding names the cause, the line that shows it, and what to
+change, in the flags of the version at hand.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import yaml
 from trimtab.errors import TrimtabError, unknown
 from trimtab.rlhf.flags import LATEST, all_flags, checked_version, guess_version
 from trimtab.rlhf.log_files import Logs, read_logs
-from trimtab.rlhf.measure_rules import PROFILES, Symptom, symptoms
+from trimtab.rlhf.measure_ranges import PROFILES, Symptom
+from trimtab.rlhf.measure_rules import symptoms
 
 SIGNATURES = Path(__file__).parent.parent / "data" / "rlhf" / "signatures.yaml"
 CONFIDENCE = ("high", "medium", "low")
@@ -58,7 +60,8 @@ def diagnose(paths: list[Path], profile: str = "default", version: str | None = 
     ----------
     paths : files and folders: console output, CSV, TensorBoard's event files
     profile : "default", or "guide" for the ranges of the tuning guide that the project began with
-    version : of OpenRLHF, for the spelling of flags; by default that of a command in the logs, else the latest
+    version : of OpenRLHF, for the spelling of flags; by default that of a command in the logs, or else the
+        latest
 
     Raises
     ------

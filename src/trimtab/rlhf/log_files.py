@@ -88,7 +88,8 @@ def _below(folder: Path) -> list[Path]:
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and (path.suffix in (".log", ".txt", ".out", ".err", ".csv") or ".tfevents." in path.name)
+        if path.is_file()
+        and (path.suffix in (".log", ".txt", ".out", ".err", ".csv") or ".tfevents." in path.name)
     )
     if not found:
         raise TrimtabError(f"no logs in {folder}; looked for .log .txt .out .err .csv and event files")
@@ -146,7 +147,9 @@ def _read_events(file: Path, logs: Logs) -> None:
         try:
             _read_event(message, logs, f"{file}:{record}")
         except (IndexError, struct.error, UnicodeDecodeError) as error:
-            raise TrimtabError(f"{file} is no event file of TensorBoard, or is damaged: record {record}") from error
+            raise TrimtabError(
+                f"{file} is no event file of TensorBoard, or is damaged: record {record}"
+            ) from error
 
 
 def _read_event(message: bytes, logs: Logs, place: str) -> None:

@@ -1,93 +1,27 @@
-"""What the measures of a run say: where they should stay, and patterns that betray a cause.
-
-The limits of the profile ``default`` are engineering priors: OpenRLHF's measures in healthy runs, and the
-runs of examples/rlhf_cpu. Those of ``guide`` are the tuning guide's that the project began with; its table
-calls 0.1 to 0.3 of clipped tokens normal, where healthy runs clip below 0.05, and a divergence of 0.5 per
-token, where the policy has long left its start.
-"""
+"""What the measures of a run say: patterns that betray a cause, beside the ranges of a profile."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from statistics import correlation, fmean, median, stdev
 
 from trimtab.rlhf.log_files import Point
+from trimtab.rlhf.measure_ranges import (
+    CORRECTED,
+    GENTLER,
+    PROFILES,
+    SCALED,
+    Measures,
+    Symptom,
+    early,
+    late,
+    outside,
+    shown,
+)
 
-Measures = dict[str, list[Point]]
-INF = math.inf
 LEAST_STEPS = 5  # fewer say nothing about a trend
 LEAST_FOR_TREND = 12
-
-
-@dataclass(frozen=True)
-class Symptom:
-    """A pattern, the point that shows it, and what to change; ``fix`` has {flag}s to be spelt."""
-
-    name: str
-    cause: str
-    confidence: str
-    point: Point
-    evidence: str
-    fix: tuple[str, ...]
-    source: str = ""
-    hides: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Range:
-    """Where the median of a measure over the last quarter of a run should lie."""
-
-    name: str
-    measure: str
-    least: float
-    most: float
-    cause: str
-    fix: tuple[str, ...]
-    hides: tuple[str, ...] = ()
-    source: str = ""
-    confidence: str = "medium"
-
-
-GENTLER = (
-    "lower {actor_learning_rate}, to a third or less",
-    "lower {max_epochs}, or raise {train_batch_size}: fewer steps on the same samples",
-    "lower {eps_clip} to 0.1; {eps_clip_low_high} 0.2 0.28 is looser, not more careful",
-)
-NEARER = ("raise {init_kl_coef}, threefold", "lower {actor_learning_rate}")
-SCALED = ("normalise rewards: {normalize_reward}, with a reward model that was trained with it",
-          "narrow {reward_clip_range}")  # fmt: skip
-CORRECTED = (  # the flag was replaced in 0.11.2
-    "correct for the gap between rollout and training: {enable_vllm_is_correction}",
-    "correct for the gap between rollout and training: {algo.advantage.is_correction_level} token",
-)
-GUIDE = "the tuning guide's range"
-DEFAULT_RANGES = (
-    Range("updates-too-large", "ppo_clip_ratio", -INF, 0.05,
-          "each update moves the policy so far that much of it is clipped away", GENTLER,
-          hides=("kl-high", "gradient-growing"), source="prior: healthy runs clip 0.001 to 0.05"),
-    Range("kl-high", "kl", -INF, 0.1, "the policy has gone far from the reference model", NEARER,
-          source="prior: 0.1 nats per token is already far"),
-    Range("policy-loss-scale", "policy_loss", -0.5, 0.5,
-          "advantages are out of scale; normalised ones give a policy loss near 0", SCALED, source=GUIDE),
-)  # fmt: skip
-GUIDE_RANGES = (
-    Range("guide-policy-loss", "policy_loss", -0.5, 0.5, "policy_loss is outside -0.5 to 0.5", GENTLER,
-          source=GUIDE),
-    Range("guide-value-loss", "critic_loss", 0.0, 10.0,
-          "value_loss (OpenRLHF's critic_loss) is outside 0 to 10; its scale is that of the rewards", SCALED,
-          source=GUIDE),
-    Range("guide-kl", "kl", 0.0, 0.5, "kl is outside 0 to 0.5", NEARER, source=GUIDE),
-    Range("guide-clip-ratio", "ppo_clip_ratio", -INF, 0.3,
-          "clip_ratio (OpenRLHF's ppo_clip_ratio) is above 0.3", GENTLER, source=GUIDE),
-    Range("guide-clip-ratio-low", "ppo_clip_ratio", 0.1, INF,
-          "clip_ratio (OpenRLHF's ppo_clip_ratio) is below 0.1; so it is in healthy runs, and the guide misleads",
-          ("change nothing for its sake",), source=GUIDE, confidence="low"),
-    Range("guide-entropy", "entropy_loss", 1e-9, INF, "entropy is not above 0",
-          ("raise {entropy_loss_coef}", "raise {temperature} to 1"), source=GUIDE),
-)  # fmt: skip
-PROFILES: dict[str, tuple[Range, ...]] = {"default": DEFAULT_RANGES, "guide": GUIDE_RANGES}
 
 
 def symptoms(measures: Measures, profile: str) -> list[Symptom]:
@@ -98,48 +32,10 @@ def symptoms(measures: Measures, profile: str) -> list[Symptom]:
         if len(points) >= LEAST_STEPS and all(math.isfinite(point.value) for point in points)
     }
     found = list(not_a_number(measures))
-    found += [symptom for limits in PROFILES[profile] for symptom in _outside(limits, usable)]
+    found += [symptom for limits in PROFILES[profile] for symptom in outside(limits, usable)]
     for rule in RULES:
         found += list(rule(usable))
     return found
-
-
-def early(points: list[Point]) -> list[float]:
-    """Values of the first quarter."""
-    return [point.value for point in points[: max(1, len(points) // 4)]]
-
-
-def late(points: list[Point]) -> list[float]:
-    """Values of the last quarter."""
-    return [point.value for point in points[-max(1, len(points) // 4) :]]
-
-
-def _shown(name: str, points: list[Point], about: str) -> str:
-    return f"{name} {points[-1].value:.3g} at step {points[-1].step}; {about}"
-
-
-def _outside(limits: Range, measures: Measures) -> Iterator[Symptom]:
-    points = measures.get(limits.measure)
-    if points is None:
-        return
-    typical = median(late(points))
-    if limits.least <= typical <= limits.most:
-        return
-    span = f"{limits.least:g} to {limits.most:g}"
-    if limits.least == -INF:
-        span = f"at most {limits.most:g}"
-    elif limits.most == INF:
-        span = f"at least {limits.least:g}"
-    far = typical > 2.0 * limits.most and limits.most > 0
-    seen = next((point for point in points if not limits.least <= point.value <= limits.most), points[-1])
-    evidence = f"{limits.measure} {seen.value:.3g} at step {seen.step}, {typical:.3g} in the last quarter; {span}"
-    yield Symptom(
-        limits.name, limits.cause, "high" if far else limits.confidence, seen, evidence, limits.fix, limits.source,
-        limits.hides,
-    )  # fmt: skip
-
-
-# --- patterns -----------------------------------------------------------------------------------
 
 
 def not_a_number(measures: Measures) -> Iterator[Symptom]:
@@ -153,13 +49,19 @@ def not_a_number(measures: Measures) -> Iterator[Symptom]:
     if broken:
         step, name, point = min(broken, key=lambda each: each[:2])
         yield Symptom(
-            "not-a-number", "the computation broke down: a measure is not a number", "high", point,
+            "not-a-number",
+            "the computation broke down: a measure is not a number",
+            "high",
+            point,
             f"{name} is {point.value:g} at step {step}",
-            ("lower {actor_learning_rate} and {critic_learning_rate}", "train in bf16, not fp16: {param_dtype} bf16",
-             *CORRECTED,
-             "look at the samples of this step: empty responses, rewards that are not finite"),
+            (
+                "lower {actor_learning_rate} and {critic_learning_rate}",
+                "train in bf16, not fp16: {param_dtype} bf16",
+                *CORRECTED,
+                "look at the samples of this step: empty responses, rewards that are not finite",
+            ),
             "verl FAQ",
-        )  # fmt: skip
+        )
 
 
 def implied_coefficients(measures: Measures) -> list[tuple[Point, float]]:
@@ -205,14 +107,18 @@ def kl_target_scale(measures: Measures) -> Iterator[Symptom]:
         "kl-target-scale",
         "the adaptive KL coefficient fades although the divergence grows: its target is on another scale. "
         "6 is a sum over a sequence; OpenRLHF compares it with a mean per token",
-        "high", point,
-        f"kl {point.value:.3g} per token at step {point.step}, while the coefficient that rewards and returns "
-        f"imply fell from {first:.2g} to {last:.2g}",
-        ("leave {kl_target} out, so that {init_kl_coef} stays", "or set {kl_target} to 0.01 to 0.1 nats per token",
-         "keep 0.2 x {rollout_batch_size} x {n_samples_per_prompt} below {kl_horizon}"),
+        "high",
+        point,
+        f"kl {point.value:.3g} per token at step {point.step}, while the coefficient that rewards and "
+        f"returns imply fell from {first:.2g} to {last:.2g}",
+        (
+            "leave {kl_target} out, so that {init_kl_coef} stays",
+            "or set {kl_target} to 0.01 to 0.1 nats per token",
+            "keep 0.2 x {rollout_batch_size} x {n_samples_per_prompt} below {kl_horizon}",
+        ),
         "OpenRLHF kl_controller.py: its own note calls the adaptive controller incompatible",
         hides=("kl-high", "guide-kl"),
-    )  # fmt: skip
+    )
 
 
 def no_kl_penalty(measures: Measures) -> Iterator[Symptom]:
@@ -227,41 +133,47 @@ def no_kl_penalty(measures: Measures) -> Iterator[Symptom]:
         return
     yield Symptom(
         "no-kl-penalty",
-        "nothing holds the policy near its start: with a KL coefficient of 0 there is no reference model, and a "
-        "learned reward is soon exploited",
-        "medium", kl[-1], f"kl is exactly 0 in all {len(kl)} steps while reward goes from "
+        "nothing holds the policy near its start: with a KL coefficient of 0 there is no reference model, "
+        "and a learned reward is soon exploited",
+        "medium",
+        kl[-1],
+        f"kl is exactly 0 in all {len(kl)} steps while reward goes from "
         f"{rewards[0].value:.3g} to {rewards[-1].value:.3g}",
         ("set {init_kl_coef} to 0.01, more where the reward model is weak",),
         "OpenRLHF: no reference group for init_kl_coef <= 0",
-    )  # fmt: skip
+    )
 
 
 def sampling_differs(measures: Measures) -> Iterator[Symptom]:
-    """Rollout's log-probabilities above training's: drawn from less than the whole distribution, or rounded."""
+    """Rollout's log-probabilities above training's: drawn from a part of the distribution, or rounded."""
     points = measures.get("vllm_kl")
     if points is None or (typical := median(point.value for point in points)) <= 0.01:
         return
     if typical > 0.03 and points[0].value > 0.5 * typical:
         yield Symptom(
             "sampling-narrowed",
-            "samples come from a narrower distribution than the one that is trained: top_p, top_k or min_p; the "
-            "tail that is never drawn is never corrected",
-            "high", points[0],
+            "samples come from a narrower distribution than the one that is trained: top_p, top_k or min_p; "
+            "the tail that is never drawn is never corrected",
+            "high",
+            points[0],
             f"vllm_kl {points[0].value:.3g} at step {points[0].step}, {typical:.3g} throughout, as if only "
             f"{math.exp(-typical):.2f} of the probability were drawn from",
-            ("set {top_p} 1.0 (and no top-k); temper with {temperature}, which training takes into account",
-             *CORRECTED),
+            (
+                "set {top_p} 1.0 and no top-k; temper with {temperature}, which training knows of",
+                *CORRECTED,
+            ),
             "OpenRLHF: top_p is not applied to training log-probabilities",
-        )  # fmt: skip
+        )
         return
     yield Symptom(
         "rollout-precision",
         "vLLM and training disagree on the same tokens: kernels or precision differ",
-        "medium", points[-1], _shown("vllm_kl", points, f"{typical:.3g} in the median; at most 0.01"),
-        (*CORRECTED, "run both in the same precision: {param_dtype}",
-         "disable cascade attention in vLLM"),
+        "medium",
+        points[-1],
+        shown("vllm_kl", points, f"{typical:.3g} in the median; at most 0.01"),
+        (*CORRECTED, "run both in the same precision: {param_dtype}", "disable cascade attention in vLLM"),
         "verl FAQ: above 0.01 is a precision problem",
-    )  # fmt: skip
+    )
 
 
 def kl_negative(measures: Measures) -> Iterator[Symptom]:
@@ -271,12 +183,17 @@ def kl_negative(measures: Measures) -> Iterator[Symptom]:
         return
     yield Symptom(
         "kl-negative",
-        "the divergence is negative, which it cannot be: samples are not drawn from the policy that is trained",
-        "high", points[-1], _shown("kl", points, f"{median(late(points)):.3g} in the last quarter"),
-        ("set {top_p} 1.0, no top-k, and the same {temperature} in every part",
-         "check that reference and actor begin with the same weights"),
-        "TRL's warning of negative KL", hides=("guide-kl",),
-    )  # fmt: skip
+        "the divergence is negative, which it cannot be: samples are not drawn from the policy in training",
+        "high",
+        points[-1],
+        shown("kl", points, f"{median(late(points)):.3g} in the last quarter"),
+        (
+            "set {top_p} 1.0, no top-k, and the same {temperature} in every part",
+            "check that reference and actor begin with the same weights",
+        ),
+        "TRL's warning of negative KL",
+        hides=("guide-kl",),
+    )
 
 
 def entropy_collapse(measures: Measures) -> Iterator[Symptom]:
@@ -285,12 +202,20 @@ def entropy_collapse(measures: Measures) -> Iterator[Symptom]:
     if points is None or median(late(points)) > 0.2 * median(early(points)):
         return
     yield Symptom(
-        "entropy-collapse", "the policy says almost the same every time, and learns no more", "high", points[-1],
-        _shown("entropy_loss", points, f"{median(early(points)):.3g} at first; 80 % are gone"),
-        ("give {entropy_loss_coef} a small weight, 0.001", "raise {init_kl_coef}",
-         "let rare tokens rise: {eps_clip_low_high} 0.2 0.28 (DAPO)", "keep {temperature} at 1"),
-        "prior", hides=("guide-entropy",),
-    )  # fmt: skip
+        "entropy-collapse",
+        "the policy says almost the same every time, and learns no more",
+        "high",
+        points[-1],
+        shown("entropy_loss", points, f"{median(early(points)):.3g} at first; 80 % are gone"),
+        (
+            "give {entropy_loss_coef} a small weight, 0.001",
+            "raise {init_kl_coef}",
+            "let rare tokens rise: {eps_clip_low_high} 0.2 0.28 (DAPO)",
+            "keep {temperature} at 1",
+        ),
+        "prior",
+        hides=("guide-entropy",),
+    )
 
 
 def samples_cut(measures: Measures) -> Iterator[Symptom]:
@@ -299,12 +224,18 @@ def samples_cut(measures: Measures) -> Iterator[Symptom]:
         points = measures.get(name)
         if points is not None and median(late(points)) > 0.2:
             yield Symptom(
-                "samples-cut", "many samples are cut off at the greatest length, and judged without their end",
-                "medium", points[-1], _shown(name, points, "above 0.2 in the last quarter"),
-                ("raise {generate_max_len|max_new_tokens}", "discourage length: {overlong_buffer_len}",
-                 "check the prompt's format and that the end token is trained"),
+                "samples-cut",
+                "many samples are cut off at the greatest length, and judged without their end",
+                "medium",
+                points[-1],
+                shown(name, points, "above 0.2 in the last quarter"),
+                (
+                    "raise {generate_max_len|max_new_tokens}",
+                    "discourage length: {overlong_buffer_len}",
+                    "check the prompt's format and that the end token is trained",
+                ),
                 "prior",
-            )  # fmt: skip
+            )
             return
 
 
@@ -314,12 +245,18 @@ def no_group_signal(measures: Measures) -> Iterator[Symptom]:
     if points is None or median(late(points)) > 1e-3:
         return
     yield Symptom(
-        "no-group-signal", "all samples of a prompt get the same reward, so that nothing is learnt from them",
-        "high", points[-1], _shown("group_reward_std", points, "about 0 in the last quarter"),
-        ("drop such prompts: {dynamic_filtering}", "raise {n_samples_per_prompt} or {temperature}",
-         "take prompts that are neither solved nor hopeless"),
+        "no-group-signal",
+        "all samples of a prompt get the same reward, so that nothing is learnt from them",
+        "high",
+        points[-1],
+        shown("group_reward_std", points, "about 0 in the last quarter"),
+        (
+            "drop such prompts: {dynamic_filtering}",
+            "raise {n_samples_per_prompt} or {temperature}",
+            "take prompts that are neither solved nor hopeless",
+        ),
         "DAPO",
-    )  # fmt: skip
+    )
 
 
 def critic_diverges(measures: Measures) -> Iterator[Symptom]:
@@ -330,10 +267,14 @@ def critic_diverges(measures: Measures) -> Iterator[Symptom]:
     before, after = median(early(points)), median(late(points))
     if after > 3.0 * before and after > 0.1:
         yield Symptom(
-            "critic-diverges", "the critic's error grows: it does not follow the returns", "medium", points[-1],
-            _shown("critic_loss", points, f"{before:.3g} at first"),
-            ("lower {critic_learning_rate}", *SCALED, "let the critic learn first: {freezing_actor_steps}"), "prior",
-        )  # fmt: skip
+            "critic-diverges",
+            "the critic's error grows: it does not follow the returns",
+            "medium",
+            points[-1],
+            shown("critic_loss", points, f"{before:.3g} at first"),
+            ("lower {critic_learning_rate}", *SCALED, "let the critic learn first: {freezing_actor_steps}"),
+            "prior",
+        )
 
 
 def gradient_growing(measures: Measures) -> Iterator[Symptom]:
@@ -344,12 +285,14 @@ def gradient_growing(measures: Measures) -> Iterator[Symptom]:
     before, after = median(early(points)), median(late(points))
     if after > 10.0 * before > 0.0:
         yield Symptom(
-            "gradient-growing", "gradients grow; the run is about to diverge", "medium", points[-1],
-            _shown("actor_grad_norm", points, f"{before:.3g} at first"),
-            ("lower {actor_learning_rate}", *CORRECTED,
-             "bound the loss of bad tokens: {dual_clip} 4"),
+            "gradient-growing",
+            "gradients grow; the run is about to diverge",
+            "medium",
+            points[-1],
+            shown("actor_grad_norm", points, f"{before:.3g} at first"),
+            ("lower {actor_learning_rate}", *CORRECTED, "bound the loss of bad tokens: {dual_clip} 4"),
             "verl FAQ",
-        )  # fmt: skip
+        )
 
 
 def reward_exploited(measures: Measures) -> Iterator[Symptom]:
@@ -363,12 +306,19 @@ def reward_exploited(measures: Measures) -> Iterator[Symptom]:
     alike = entropy is not None and median(late(entropy)) < 0.5 * median(early(entropy))
     if longer and median(late(reward)) > median(early(reward)) and (worse or alike):
         yield Symptom(
-            "reward-exploited", "the reward is being exploited: longer and more alike, not better", "medium",
-            length[-1], _shown("response_length", length, f"{median(early(length)):.3g} at first; reward rises too"),
-            ("read samples of the last steps", "raise {init_kl_coef}", "punish length: {overlong_buffer_len}",
-             "train the reward model on what the policy writes now"),
+            "reward-exploited",
+            "the reward is being exploited: longer and more alike, not better",
+            "medium",
+            length[-1],
+            shown("response_length", length, f"{median(early(length)):.3g} at first; reward rises too"),
+            (
+                "read samples of the last steps",
+                "raise {init_kl_coef}",
+                "punish length: {overlong_buffer_len}",
+                "train the reward model on what the policy writes now",
+            ),
             "OpenRLHF users; prior",
-        )  # fmt: skip
+        )
 
 
 def reward_falls(measures: Measures) -> Iterator[Symptom]:
@@ -380,12 +330,19 @@ def reward_falls(measures: Measures) -> Iterator[Symptom]:
     noise = math.hypot(stdev(before) / math.sqrt(len(before)), stdev(after) / math.sqrt(len(after)))
     if fmean(after) < fmean(before) - max(4.0 * noise, 1e-6):
         yield Symptom(
-            "reward-falls", "training makes the reward worse", "medium", points[-1],
-            _shown("reward", points, f"{fmean(before):.3g} at first"),
-            (GENTLER[0], "lower {init_kl_coef} if the divergence is near 0 and the penalty dominates",
-             "check the reward model on samples that you can judge", "check the prompt's format"),
+            "reward-falls",
+            "training makes the reward worse",
+            "medium",
+            points[-1],
+            shown("reward", points, f"{fmean(before):.3g} at first"),
+            (
+                GENTLER[0],
+                "lower {init_kl_coef} if the divergence is near 0 and the penalty dominates",
+                "check the reward model on samples that you can judge",
+                "check the prompt's format",
+            ),
             "prior",
-        )  # fmt: skip
+        )
 
 
 def time_shares(measures: Measures) -> Iterator[Symptom]:
@@ -406,19 +363,30 @@ def time_shares(measures: Measures) -> Iterator[Symptom]:
 def _slow(name: str, points: list[Point], share: float) -> Symptom:
     if name == "timing/broadcast":
         return Symptom(
-            "slow-weight-sync", "sending the weights to vLLM takes much of each step", "medium", points[-1],
-            _shown(name, points, f"{share:.0%} of a step; at most 20 %"),
-            ("keep {vllm_sync_backend} nccl, not gloo", "share the GPUs: {colocate_all_models} sends through memory"),
+            "slow-weight-sync",
+            "sending the weights to vLLM takes much of each step",
+            "medium",
+            points[-1],
+            shown(name, points, f"{share:.0%} of a step; at most 20 %"),
+            (
+                "keep {vllm_sync_backend} nccl, not gloo",
+                "share the GPUs: {colocate_all_models} sends through memory",
+            ),
             "OpenRLHF #533",
-        )  # fmt: skip
+        )
     return Symptom(
         "generation-bound",
-        "drawing samples takes nearly all of a step; the longest sample decides, so that more GPUs do not help",
-        "low", points[-1], _shown(name, points, f"{share:.0%} of a step"),
-        ("overlap it with training: {async_train}", "do not wait for the longest: {partial_rollout}",
-         "shorten {generate_max_len|max_new_tokens}"),
+        "drawing samples takes nearly all of a step; the longest decides, so that more GPUs do not help",
+        "low",
+        points[-1],
+        shown(name, points, f"{share:.0%} of a step"),
+        (
+            "overlap it with training: {async_train}",
+            "do not wait for the longest: {partial_rollout}",
+            "shorten {generate_max_len|max_new_tokens}",
+        ),
         "verl #2751; `trimtab rlhf simulate` shows it",
-    )  # fmt: skip
+    )
 
 
 RULES: tuple[Callable[[Measures], Iterator[Symptom]], ...] = (

@@ -71,6 +71,14 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
         "seconds_16k": (0.2, "<="),
     },
     "doctor": {"faults_named": (0.9, ">="), "healthy_silent": (0.9, ">=")},
+    "rlhf_commands": {"accepted_fraction": (1.0, ">="), "plans": (200, ">="), "versions": (4, ">=")},
+    "rlhf_fit": {"right_fraction": (0.9, ">=")},
+    "rlhf_time": {
+        "dense_median_error": (0.2, "<="),
+        "moe_median_error": (0.35, "<="),
+        "generation_128_over_64": (0.8, ">="),
+    },
+    "rlhf_search": {"seconds": (10, "<=")},
     "vidur_agreement": {"max_time_error_s": (1e-6, "<="), "batches_equal": (1, ">=")},
 }
 

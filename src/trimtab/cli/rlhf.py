@@ -23,6 +23,8 @@ def rlhf() -> None:
 
 
 app.command("plan")(rlhf_plan.plan)
-app.command("check")(rlhf_check.check)
-app.command("simulate")(rlhf_simulate.simulate)
+# A quoted command begins with dashes, and is no option of ours.
+QUOTED = {"ignore_unknown_options": True}
+app.command("check", context_settings=QUOTED)(rlhf_check.check)
+app.command("simulate", context_settings=QUOTED)(rlhf_simulate.simulate)
 app.command("doctor")(rlhf_doctor.doctor)

@@ -12,7 +12,7 @@ from trimtab.rlhf import memory
 from trimtab.rlhf.commands import arguments
 from trimtab.rlhf.flags import Settings, guess_version, parse, words_of
 from trimtab.rlhf.generation import kv_capacity
-from trimtab.rlhf.job import ALGORITHMS, Cluster, Job, Lengths
+from trimtab.rlhf.job import ALGORITHMS, GROUPED, Cluster, Job, Lengths
 from trimtab.rlhf.memory import GIB, Forecast
 from trimtab.rlhf.placement import ROLES, Placement, Plan, Serving, Training
 from trimtab.rlhf.rules import FATAL, Command, Finding, demand, findings
@@ -135,8 +135,8 @@ def plan_of(
     prompt, response = _limits(command)
     estimators = {estimator: name for name, estimator in ALGORITHMS.items()}
     name = estimators.get(str(command["advantage_estimator"]), "reinforce++")
-    if name == "grpo" and command.number("n_samples_per_prompt") < 2:
-        name = "reinforce++"
+    if ALGORITHMS[name] in GROUPED and command.number("n_samples_per_prompt") < 2:
+        name = "reinforce++"  # refused anyway; its memory is the same
     has = command.has
     job = Job(
         actor=actor,

@@ -85,6 +85,7 @@ class RoleColumns:
 
     awake: Array
     resting: Array
+    asleep: Array
     forward: Array
     work: Array
     forward_s: Array
@@ -113,14 +114,15 @@ def role_columns(job: Job, role: str, size: int, rows: Settings, ranks: Array) -
     micro = computed_tokens(job, rows.batching, rows.forward_micro, rows.cap, shards)
     padded = steps.padding(job, rows.batching, rows.forward_micro)
     offload = rows.eval_offload * (not trains)
-    forward_s = steps.forward_seconds(work_of, cluster, size, rows.zero, micro, padded, shards, offload)
+    forward_s = steps.forward_seconds(work_of, cluster, size, rows.zero, micro, padded, shards, rows.ds_tp, offload)
     train_s = work = np.zeros(len(rows))
     host, host_asleep, reload_s = np.zeros(len(rows)), 0.0, 0.0
     if trains:
         per_rank = np.where(rows.batching == 2, 1, rows.micro) * own_ranks
         legal &= (own_ranks > 0) & (job.train_batch % np.maximum(per_rank, 1) == 0)
         parts = memory.trained(model, head, share, rows.adam_offload, job.lora_rank)
-        awake, resting = sum(parts.values()), memory.asleep(parts)["weights"]
+        awake = sum(parts.values())
+        resting, asleep = (sum(memory.idle(parts, sleeps).values()) for sleeps in (False, True))
         live = memory.micro_tokens(job, rows.batching, rows.micro, rows.cap, rows.ring, rows.ds_tp)
         work = memory.activations(model, live, rows.checkpointing, rows.ds_tp)
         work = work + (memory.logits(model, live, memory.LOGITS_TRAIN) if role == "actor" else 0.0)
@@ -128,17 +130,17 @@ def role_columns(job: Job, role: str, size: int, rows: Settings, ranks: Array) -
         train_s = factor.train * steps.train_seconds(
             work_of, cluster, size, rows.zero, micro, steps.padding(job, rows.batching, rows.micro), shards,
             rows.checkpointing, rows.adam_offload, rows.overlap, job.total_samples // job.train_batch,
-            bool(job.lora_rank),
+            bool(job.lora_rank), rows.ds_tp,
         )  # fmt: skip
         reload_s = 2 * float(steps.reload_seconds(model, size))
         trained = memory.trainable(model, head, job.lora_rank)
         host, host_asleep = rows.adam_offload * 16 * trained / size, 14 * trained / size
     else:
-        awake = resting = memory.frozen(model, head, share, rows.eval_offload)["weights"]
+        awake = resting = asleep = memory.frozen(model, head, share, rows.eval_offload)["weights"]
         host = rows.eval_offload * 2 * memory.parameters(model, head) / size
     ones = np.ones(len(rows))
     return RoleColumns(
-        awake * ones, resting * ones, forward * ones, work * ones, factor.forward * forward_s * ones,
+        awake * ones, resting * ones, asleep * ones, forward * ones, work * ones, factor.forward * forward_s * ones,
         train_s * ones, reload_s, legal, host * ones, host_asleep,
     )  # fmt: skip
 
@@ -188,8 +190,7 @@ class Tables:
         columns = {role: self.role(role, size, actor) for role in roles}
         sleeps = ds_sleep * (1 - self.rows.adam_offload)
         rests = {
-            role: np.where(sleeps > 0, each.resting, each.awake) if role in ("actor", "critic") else each.awake
-            for role, each in columns.items()
+            role: np.where(sleeps > 0, each.asleep, each.resting) for role, each in columns.items()
         }
         context = memory.CONTEXT * len(roles)
         resting = np.sum(list(rests.values()), axis=0) + context

@@ -152,16 +152,15 @@ def words_of(command: str) -> list[str]:
         words = shlex.split(joined, comments=True)
     except ValueError as error:
         raise TrimtabError(f"the command cannot be read as shell words: {error}") from None
-    first = next((i for i, word in enumerate(words) if word.startswith("--") and _is_ours(word)), None)
-    if first is None:
+    if "--" in words[:-1]:  # ray job submit ... -- python3 -m openrlhf.cli.train_ppo_ray ...
+        words = words[words.index("--") + 1 :]
+    dashed = [index for index, word in enumerate(words) if word.startswith("--")]
+    if not dashed:
         raise TrimtabError(
             "no flag of train_ppo_ray in the command; give what follows `-m openrlhf.cli.train_ppo_ray`"
         )
-    if "--" in words[:-1]:  # ray job submit ... -- python3 -m openrlhf.cli.train_ppo_ray ...
-        after = words[words.index("--") + 1 :]
-        first_after = next((i for i, word in enumerate(after) if word.startswith("--")), None)
-        return after[first_after:] if first_after is not None else []
-    return words[first:]
+    # A script may have other programs' flags before ours.
+    return words[next((index for index in dashed if _is_ours(words[index])), dashed[0]) :]
 
 
 def _is_ours(word: str) -> bool:

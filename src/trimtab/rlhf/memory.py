@@ -24,7 +24,8 @@ ENGINE_FIXED = 1.5 * GIB  # activations and buffers inside the engine's share
 BUCKET = 5e8  # elements that DeepSpeed reduces at once
 LIVE = 1e9  # elements that ZeRO-3 keeps gathered
 LOGITS_TRAIN, LOGITS_FORWARD = 10, 6  # bytes of one logit: bf16, its fp32 copy, the gradient
-SLACK = 0.04  # of the device, which the allocator loses to fragments
+SLACK = 0.04  # of the device, which torch's allocator loses to fragments
+ENGINE_SLACK = 0.01  # of a device that holds an engine only, which takes its memory in one piece
 PROCESS_HOST = 3.0 * GIB  # host memory of one process
 HOST_LIMIT = 0.95  # Ray kills above it
 
@@ -66,22 +67,27 @@ def largest_block(model: Model) -> float:
 
 
 def trained(model: Model, head: bool, share: Share, adam_offload: Number, lora_rank: int = 0) -> Parts:
-    """Weights, gradients, optimiser and communication of a model in training, awake."""
+    """Weights, gradients, optimiser and communication of a model in training, awake.
+
+    With Adam on the host the gradients' share goes there too; what remains is the bucket.
+    """
     count, train = parameters(model, head), trainable(model, head, lora_rank)
     sharded = np.where(share.zero >= 3, share.world, share.ds_tp)
     buffers = np.minimum(BUCKET, train) * 2 * np.where(share.overlap, 2, 1)
     live = np.where(share.zero >= 3, 2 * np.maximum(np.minimum(LIVE, count), largest_block(model)), 0.0)
     return {
         "weights": 2 * count / sharded,
-        "gradients": 2 * train / share.world,
+        "gradients": np.where(adam_offload, 0.0, 2 * train / share.world),
         "optimiser": np.where(adam_offload, 0.0, 12 * train / share.world),
         "communication": (buffers + live) * (share.world > 1),
     }
 
 
-def asleep(parts: Parts) -> Parts:
-    """What stays of a trained model when DeepSpeed sleeps: the bf16 weights."""
-    return {"weights": parts["weights"]}
+def idle(parts: Parts, sleeps: Number) -> Parts:
+    """What stays of a trained model while others work: all but the buffers, and the bf16 weights alone where
+    DeepSpeed sleeps."""
+    kept = {name: np.where(sleeps, 0.0, parts[name]) for name in ("gradients", "optimiser")}
+    return {"weights": parts["weights"], **kept}
 
 
 def frozen(model: Model, head: bool, share: Share, offload: Number) -> Parts:
@@ -176,13 +182,18 @@ class Forecast:
 
     @property
     def fullest(self) -> tuple[str, str, float]:
-        """(pool, phase, bytes) of the fullest GPU."""
-        pool = max(self.pools, key=lambda name: self.peak(name)[1])
+        """(pool, phase, bytes) of the GPU that is nearest to its limit."""
+        pool = max(self.pools, key=lambda name: self.peak(name)[1] / self.usable(name))
         return pool, *self.peak(pool)
+
+    def usable(self, pool: str) -> float:
+        """Bytes of a GPU of ``pool`` that may be used."""
+        return self.device_bytes * (1 - (ENGINE_SLACK if pool == "vllm" else SLACK))
 
     @property
     def usable_bytes(self) -> float:
-        return self.device_bytes * (1 - SLACK)
+        """Of the fullest GPU."""
+        return self.usable(self.fullest[0])
 
     @property
     def host_total(self) -> float:
@@ -233,7 +244,7 @@ def _phases(job: Job, plan: Plan, size: int, roles: tuple[str, ...]) -> dict[str
         if role in ("actor", "critic"):
             awake[role] = trained(model, head, share, training.adam_offload, job.lora_rank)
             sleeps = serving.ds_sleep and not training.adam_offload
-            resting[role] = asleep(awake[role]) if sleeps else awake[role]
+            resting[role] = idle(awake[role], sleeps)
         else:
             awake[role] = resting[role] = frozen(model, head, share, training.eval_offload)
     processes = {"contexts": CONTEXT * len(awake)}

@@ -241,7 +241,7 @@ def _engines(tables: Tables, gpus: int, partial: bool) -> list[Engines]:
     """For each tensor parallelism the fastest setting on at most ``gpus``; the lightest of equals."""
     job, found = tables.job, []
     device = job.cluster.device
-    room = device.memory_bytes * (1 - memory.SLACK) - memory.CONTEXT
+    room = device.memory_bytes * (1 - memory.ENGINE_SLACK)
     for tp in tables.degrees():
         count = gpus // tp
         timed = []

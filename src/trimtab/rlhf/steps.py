@@ -68,7 +68,8 @@ def forward_flops(model: Model, head: bool, tokens: Number, squares: Number) -> 
 
 
 def reached(model: Model, micro: Number) -> Number:
-    """Share of the peak that micro-batches of so many tokens reach."""
+    """Share of the peak that micro-batches of so many rows reach: tensor parallelism keeps all tokens on each
+    GPU and cuts the matrices, a ring cuts the tokens."""
     experts = REACHED_EXPERTS if model.experts else 1.0
     return REACHED * experts * micro / (micro + HALF_TOKENS)
 
@@ -109,12 +110,13 @@ def forward_seconds(
     micro: Number,
     padded: Number,
     shards: Number,
+    tp: Number = 1,
     offload: Number = False,
 ) -> Number:
-    """A pass without gradients over all samples. ``padded`` >= 1: computed over real tokens; ``shards`` is
-    ring x tensor parallelism. ``offload``: under ZeRO-3 each micro-batch fetches the weights from the host."""
+    """A pass without gradients over all samples. ``micro`` is the tokens of a micro-batch over its GPUs, of
+    which ``shards`` = ring x ``tp`` share it; ``padded`` >= 1: computed over real tokens. ``offload``: under ZeRO-3 each micro-batch fetches the weights from the host."""
     flops = padded * forward_flops(work.model, work.head, work.tokens, work.squares)
-    compute = flops / (world * cluster.device.peak_flops * reached(work.model, micro))
+    compute = flops / (world * cluster.device.peak_flops * reached(work.model, micro * tp))
     batches = number_of_micro(padded * work.tokens, micro * shards, world / shards)
     gather = np.where(zero >= 3, 2.0 * work.model.parameters / link_rate(cluster, world), 0.0) * batches
     fetched = np.where((zero >= 3) & np.asarray(offload, bool), 2.0 * work.model.parameters / world / PCIE, 0.0)
@@ -135,18 +137,19 @@ def train_seconds(
     overlap: Number,
     updates: float,
     lora: bool = False,
+    tp: Number = 1,
 ) -> Number:
     """Forward, backward, recomputation, gradient exchange and ``updates`` optimiser steps."""
     forward = padded * forward_flops(work.model, work.head, work.tokens, work.squares)
     passes = np.where(checkpointing, 4.0, 3.0) - (1.0 if lora else 0.0)
-    compute = passes * forward / (world * cluster.device.peak_flops * reached(work.model, micro))
+    compute = passes * forward / (world * cluster.device.peak_flops * reached(work.model, micro * tp))
     batches = np.maximum(number_of_micro(padded * work.tokens, micro * shards, world / shards), updates)
     size, rate = 2.0 * work.model.parameters, link_rate(cluster, world)
-    # ZeRO-3 gathers for each pass and scatters gradients in each micro-batch; ZeRO-2 exchanges gradients.
+    # ZeRO-3 gathers weights for each pass and scatters gradients in each micro-batch; ZeRO-2 exchanges
+    # gradients in each micro-batch, ZeRO-1 once per update.
+    times = np.where(zero >= 3, passes * batches, np.where(zero >= 2, batches, updates))
+    exchange = np.where(np.asarray(world) > 1, times * size / rate, 0.0)
     # A ring passes keys and values around, tensor parallelism reduces activations twice per layer and pass.
-    alone = np.asarray(world) <= 1
-    exchange = np.where(zero >= 3, (passes - 1 + 1) * size / rate, size / rate) * batches
-    exchange = np.where(alone, 0.0, exchange)
     inside = LINK * cluster.device.link_gb_s / 2 * 1e9
     shared = 8.0 * work.model.layers * padded * work.tokens / world * shards * work.model.hidden * 2 / inside
     exchange = exchange + np.where(np.asarray(shards) > 1, shared, 0.0)

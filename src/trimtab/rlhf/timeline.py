@@ -82,6 +82,7 @@ def phase_seconds(job: Job, plan: Plan, generation_s: float | None = None) -> di
                 micro,
                 padded,
                 shards,
+                training.ds_tp,
                 training.eval_offload and role in ("ref", "reward"),
             )
         )
@@ -101,6 +102,7 @@ def phase_seconds(job: Job, plan: Plan, generation_s: float | None = None) -> di
                     training.overlap,
                     job.total_samples // job.train_batch,
                     bool(job.lora_rank),
+                    training.ds_tp,
                 )
             )
             if serving.ds_sleep and not training.adam_offload:

@@ -15,12 +15,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 from typing import Any
 
 import torch
 
 from trimtab.rlhf.doctor import diagnose
+from trimtab.rlhf.log_files import read_logs
+from trimtab.rlhf.measure_ranges import late
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "rlhf_cpu"
 NAMED = {  # fault -> the finding that names it
@@ -87,10 +90,15 @@ def main() -> None:
             found = run(rlhf, start, settings, steps, seed, folder / f"healthy{number}-{seed}.log")
             silent, healthy = silent + (not found), healthy + 1
             show(label, seed, found, "FALSE" if found else "silent")
+    # Of PPO where nothing is wrong: standard deviations of the reward model's score, nats per token.
+    plain = [read_logs([log]).measures for log in sorted(folder.glob("healthy0-*.log"))]
+    gains = [fmean(late(each["reward"])) - each["reward"][0].value for each in plain]
     figures = {
         "name": "doctor",
         "faults_named": round(named / faults, 4),
         "healthy_silent": round(silent / healthy, 4),
+        "healthy_least_reward_gain": round(min(gains), 3),
+        "healthy_most_kl": round(max(fmean(late(each["kl"])) for each in plain), 4),
         "faults": faults,
         "healthy": healthy,
         "cpu_s": round(time.process_time() - begin, 1),

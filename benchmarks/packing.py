@@ -60,7 +60,7 @@ def published() -> dict[str, Any] | None:
 
 
 def most_over_cap(names: dict[str, Any], lengths: np.ndarray, cap: int, ranks: int) -> float:
-    """The largest micro-batch over the cap where their number is rounded down, as OpenRLHF does for rollouts."""
+    """The largest micro-batch over the cap when their number is rounded down, as for OpenRLHF's rollouts."""
     fitted = names["get_minimum_num_micro_batch_size"](lengths.tolist(), cap, 1, 1)
     parts = max(fitted // ranks, 1) * ranks
     found = names["get_seqlen_balanced_partitions"](lengths.tolist(), parts, False)

@@ -23,6 +23,7 @@ from trimtab.rlhf.measure_rules import symptoms
 
 SIGNATURES = Path(__file__).parent.parent / "data" / "rlhf" / "signatures.yaml"
 CONFIDENCE = ("high", "medium", "low")
+DIGITS = re.compile(r"\d+")
 LONGEST = 200  # characters of a line that is shown
 
 
@@ -120,11 +121,17 @@ def _by_lines(logs: Logs, version: str) -> list[Finding]:
     rules = {name: re.compile(rule["pattern"]) for name, rule in signatures().items()}
     either = re.compile("|".join(f"(?:{rule['pattern']})" for rule in signatures().values()))
     hits: dict[str, list[tuple[str, str]]] = {}
+    dull: set[str] = set()  # lines repeat themselves but for their numbers
     for place, text in logs.lines:
-        if either.search(text):
-            for name, pattern in rules.items():
-                if pattern.search(text):
-                    hits.setdefault(name, []).append((place, text))
+        shape = DIGITS.sub("0", text)
+        if shape in dull:
+            continue
+        if not either.search(text):
+            dull.add(shape)
+            continue
+        for name, pattern in rules.items():
+            if pattern.search(text):
+                hits.setdefault(name, []).append((place, text))
     found = []
     for name, seen in hits.items():
         rule = signatures()[name]

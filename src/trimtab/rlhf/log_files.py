@@ -27,7 +27,7 @@ ALIASES = {  # what others, and the guide, call OpenRLHF's measures
     "approx_kl": "ppo_kl",
     "entropy": "entropy_loss",
 }
-LARGEST = 2**31  # bytes of one file
+LARGEST = 2**29  # bytes of one file, all of which are held
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read_logs(paths: list[Path]) -> Logs:
         logs.files += _below(path) if path.is_dir() else [path]
     for file in logs.files:
         if file.stat().st_size > LARGEST:
-            raise TrimtabError(f"{file} has more than 2 GB; give the part around the failure")
+            raise TrimtabError(f"{file} has more than 512 MiB; give the part around the failure")
         if ".tfevents." in file.name:
             _read_events(file, logs)
         elif file.suffix == ".csv":

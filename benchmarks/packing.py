@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.balance.differencing import karmarkar_karp
-from trimtab.balance.packing import METHODS, flops_cost, pack
+from trimtab.balance.packing import METHODS, flops_cost, karmarkar_karp, pack
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
 

@@ -11,9 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import packing as oracle
 
-from trimtab.balance.batch_sampler import PackedBatchSampler
-from trimtab.balance.differencing import karmarkar_karp
-from trimtab.balance.packing import METHODS, Packing, flops_cost, pack
+from trimtab.balance.packing import METHODS, PackedBatchSampler, Packing, flops_cost, karmarkar_karp, pack
 from trimtab.errors import TrimtabError
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=60)

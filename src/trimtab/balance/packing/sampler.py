@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.balance.packing import METHODS, Packing, pack
+from trimtab.balance.packing.batches import METHODS, Packing, pack
 from trimtab.errors import TrimtabError
 
 WINDOW = 16_384  # sequences that are packed together

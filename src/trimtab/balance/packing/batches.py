@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.balance.differencing import karmarkar_karp
+from trimtab.balance.packing.differencing import karmarkar_karp
 from trimtab.errors import TrimtabError, unknown
 
 Ints = NDArray[np.int64]

@@ -60,6 +60,18 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
         "e2e_error": (0.07, "<="),
     },
     "balance_laws": {"update_us": (200, "<=")},
+    "moe_training": {"excess_global": (0.10, "<="), "perplexity": ("perplexity_auxiliary", "<=")},
+    "moe_shift": {
+        "excess_removed_global": (0.8, ">="),
+        "excess_removed_batch": (0.8, ">="),
+        "loss_increase_percent": (0.5, "<="),
+        "lag_batches": (50, "<="),
+    },
+    "moe_overhead": {
+        "overhead_percent": (3, "<="),
+        "overhead_quantile_percent": (3, "<="),
+        "update_us": (200, "<="),
+    },
     "expert_placement": {
         "eplb_example_max_over_mean": (1.13, "<="),
         "worst_ratio_of_a_layer": (1.0, "<="),

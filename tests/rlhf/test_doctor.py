@@ -234,6 +234,31 @@ def test_ranges_of_the_guide(limits: Any) -> None:
         assert (limits.name in found) == wanted
 
 
+def shaped(coefficient: Any, centred: bool, kl_in_loss: bool = False) -> dict[str, Any]:
+    """Measures of 500-token samples whose reward pays ``coefficient`` per nat, or whose loss does."""
+
+    def kl(done: float) -> float:
+        return 0.08 * done
+
+    def reward(done: float) -> float:
+        return 0.2 + done + 0.02 * math.sin(40 * done)
+
+    def gained(done: float) -> float:
+        paid = 1e-9 * math.cos(9 * done) if kl_in_loss else coefficient(done) * 500 * kl(done)
+        return (0.0 if centred else reward(done)) - paid
+
+    spread = {"group_reward_std": steady(0.4)} if centred else {}
+    return {"kl": kl, "reward": reward, "return": gained, "response_length": steady(500.0), **spread}
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_the_coefficient_is_told_from_rewards_and_returns(centred: bool, tmp_path: Path) -> None:
+    fading = shaped(lambda done: 0.01 * math.exp(-6 * done), centred)
+    assert names(written(tmp_path, run_log(40, **fading))) == ["kl-target-scale"]
+    for healthy in (shaped(steady(0.01), centred), shaped(steady(0.01), centred, kl_in_loss=True)):
+        assert names(written(tmp_path, run_log(40, **healthy))) == []
+
+
 def test_few_steps_say_nothing(tmp_path: Path) -> None:
     assert names(written(tmp_path, run_log(steps=4, kl=steady(3.0)))) == []
 

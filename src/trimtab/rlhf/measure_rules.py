@@ -100,7 +100,8 @@ def kl_target_scale(measures: Measures) -> Iterator[Symptom]:
     first = median(value for _, value in implied[:quarter])
     last = median(value for _, value in implied[-quarter:])
     kl = measures["kl"]
-    if first <= 0.0 or last > 0.5 * first or median(late(kl)) <= median(early(kl)):
+    # With the KL in the loss, returns hold none of it, and what is implied is rounding.
+    if first < 1e-4 or last > 0.5 * first or median(late(kl)) <= median(early(kl)):
         return
     point = implied[-1][0]
     yield Symptom(

@@ -82,7 +82,9 @@ def compare_flags() -> int:
             continue
         there, ours = set(flags(wheel)), set(spellings(version))
         wrong |= there != ours
-        print(f"{version}: {len(there)} flags, missing {sorted(there - ours)}, too many {sorted(ours - there)}")
+        print(
+            f"{version}: {len(there)} flags, missing {sorted(there - ours)}, too many {sorted(ours - there)}"
+        )
     return int(wrong)
 
 

@@ -1,6 +1,6 @@
 """Fits or does not fit: the memory forecast against every published case (published_rlhf.yaml).
 
-    python benchmarks/rlhf_fit.py [--quick]
+python benchmarks/rlhf_fit.py [--quick]
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ def main() -> None:
         right.append(fits == case["fits"])
         words = ["does not fit", "fits"]
         mark = "" if right[-1] else " (wrong)"
-        print(f"| {case['name']} | {words[case['fits']]} | {words[fits]}{mark} | {where} | {peak:.1f} | {usable:.1f} |")
+        print(
+            f"| {case['name']} | {words[case['fits']]} | {words[fits]}{mark} | {where} | {peak:.1f} "
+            f"| {usable:.1f} |"
+        )
     wrong = [case["name"] for case, good in zip(PUBLISHED["fit"], right, strict=True) if not good]
     figures = {"right_fraction": round(sum(right) / len(right), 4), "cases": len(right), "wrong": wrong}
     print(json.dumps({"name": "rlhf_fit", **figures}))

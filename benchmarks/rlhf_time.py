@@ -55,11 +55,16 @@ def phases_of(case: Case, mean: float, seed: int) -> dict[str, float]:
     forward = bubble * float(steps.forward_seconds(work, job.cluster, gpus, 1, micro, 1.0, shards, tensor))
     updates = case["samples"] / case["batch"]
     train = bubble * float(
-        steps.train_seconds(work, job.cluster, gpus, 1, micro, 1.0, shards, True, False, True, updates,
-                            False, tensor)
+        steps.train_seconds(
+            work, job.cluster, gpus, 1, micro, 1.0, shards, True, False, True, updates, False, tensor
+        )
     )
     hybrid = not case.get("async")
     weights = float(steps.sync_seconds(job.actor, job.cluster, hybrid))
+    if hybrid:  # both sides sleep and wake in turns
+        weights += 2 * float(
+            steps.reload_seconds(job.actor, gpus) + steps.sleep_seconds(job.actor, case["tp"])
+        )
     # the policy's and the reference's log-probabilities; verl's rows have no reference
     passes = 1 if "logp" in case else 2
     return {"generation": generated.seconds, "logp": passes * forward, "update": train, "weights": weights}
@@ -114,7 +119,10 @@ def main() -> None:
             if case["device"] == "h20":
                 generation[case["gpus"]] = factor.generation * phases["generation"]
             told = f"{error:+.0%}" if not case.get("calibrates") else "calibrates"
-            print(f"| {family} | {case['name']} | {case['gpus']} | {case['step']:g} | {predicted:.0f} | {told} |")
+            print(
+                f"| {family} | {case['name']} | {case['gpus']} | {case['step']:g} | {predicted:.0f} "
+                f"| {told} |"
+            )
             if not case.get("calibrates"):
                 errors["moe" if model_of(case["model"]).experts else "dense"].append(abs(error))
         if first["mean"] == "fitted":

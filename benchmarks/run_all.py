@@ -32,6 +32,11 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
         "worst_cell_vs_best": (1.05, "<="),
         "goodput_vs_best_single": (1.05, ">="),
     },
+    "collapse_study": {
+        "busiest_share_ratio_original": (1.3, "<="),
+        "busiest_share_ratio_optimized": (1.3, "<="),
+        "busiest_share_ratio_lossfree": (1.3, "<="),
+    },
     "engine_speed": {
         "iterations_per_cpu_s": (3_000_000, ">="),
         "requests_per_cpu_s_4": (100_000, ">="),

@@ -193,7 +193,8 @@ PARAMETERS = {  # parameter of trimtab.learn.presets: what it does
     "ppo.reward_clip": "bound on normalised rewards",
     "ppo.max_grad_norm": "of the gradient",
     "ppo.stabilization_updates": "updates that teach the critic and leave the policy",
-    "ppo.bias_rate": "of loss-free balancing: a bias on the scores, outside the gradient; off at 0",
+    "ppo.bias_rate": "of loss-free balancing while PPO plays: a bias on the scores, outside the gradient, "
+    "that the deployed policy does not have; off at 0",
     "ppo.curriculum_updates": "updates from easy scenarios to all kinds",
     "evolve.generations": "in all",
     "evolve.pool": "scenarios that are judged on, drawn once",

@@ -28,7 +28,7 @@ from trimtab.learn.demonstrations import (
 from trimtab.learn.given import source, with_load
 from trimtab.learn.policy import unpack
 from trimtab.learn.presets import TrainConfig, get_preset, override
-from trimtab.learn.scenarios import FIRST_SEED, HARD, build_episode
+from trimtab.learn.scenarios import FIRST_SEED, HARD, build_episode, stream
 from trimtab.routers.features import CONTEXT, FEATURES, LONG
 from trimtab.scenario import load_scenario
 from trimtab.simulation import simulate
@@ -51,7 +51,7 @@ def test_a_demonstration_is_the_routers_own_run(teacher: str) -> None:
     """Every decision of the first scenario, against a run with that router."""
     found = shown(teacher, include_imbalanced=False, steps_per_policy=480)
     first = found.rows[found.scenario == found.scenario[0]]
-    rng = np.random.default_rng([FIRST_SEED, 0, 0, 0])
+    rng = stream("demonstrations", 0, 0, 0)
     alone = simulate(always(tiny())(rng, HARD), router=teacher).requests
     assert len(first) == len(alone)
     assert (first[:, 0] == alone["replica"]).all()

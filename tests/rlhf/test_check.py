@@ -80,7 +80,11 @@ def test_the_guides_8_gpus() -> None:
 BAD = {  # what is added to the hybrid example -> (rule, kind, what OpenRLHF itself says, if it does)
     "--async_train": ("async-sleep", "refused", "not supported with --vllm_enable_sleep"),
     "--vllm_num_engines 3": ("engines-fill-actor", "refused", "got 8 and 6"),
-    "--ref_num_gpus_per_node 4": ("colocated-sizes", "refused", "must be the same when colocate actor and ref"),
+    "--ref_num_gpus_per_node 4": (
+        "colocated-sizes",
+        "refused",
+        "must be the same when colocate actor and ref",
+    ),
     "--advantage_estimator rloo": ("grouped-samples", "refused", "n_samples_per_prompt > 1"),
     "--partial_rollout": ("partial-async", "refused", "requires --async_train"),
     "--rollout_batch_size 16": ("enough-batches", "refused", "greater than or equal to the effective number"),
@@ -129,7 +133,11 @@ def test_memory_and_heads() -> None:
 @pytest.mark.parametrize(
     ("command", "version", "message"),
     [
-        ("--zero_stag 3", "0.9.7", r"unknown flag --zero_stag in OpenRLHF 0\.9\.7\. Did you mean 'zero_stage'"),
+        (
+            "--zero_stag 3",
+            "0.9.7",
+            r"unknown flag --zero_stag in OpenRLHF 0\.9\.7\. Did you mean 'zero_stage'",
+        ),
         ("--zero_stage 3", "0.11.2", r"not a flag of OpenRLHF 0\.11\.2; there it is called --ds\.zero_stage"),
         ("--generate_max_len 9", "0.9.8", r"give --max_len \(total\) and --max_new_tokens"),
         ("--ref_reward_offload", "0.10.2", r"give --ref\.offload and --reward\.offload"),
@@ -161,20 +169,28 @@ def test_versions() -> None:
 
 
 def test_words_of_a_job() -> None:
-    command = "ray job submit --address=x -- python3 -m openrlhf.cli.train_ppo_ray --zero_stage=3 --pretrain m"
+    command = (
+        "ray job submit --address=x -- python3 -m openrlhf.cli.train_ppo_ray --zero_stage=3 --pretrain m"
+    )
     assert parse(words_of(command), "0.9.7") == {"zero_stage": 3, "pretrain": "m"}
 
 
 def test_demand_follows_the_wheels(openrlhf: Wheels) -> None:
     """Every way of sharing, with and without critic and reward server."""
-    sizes = "--actor_num_nodes 2 --critic_num_nodes 2 --ref_num_nodes 2 --reward_num_nodes 2 --vllm_num_engines 16"
-    for sharing in ("", "--colocate_actor_ref", "--colocate_critic_reward", "--colocate_all_models",
-                    "--colocate_all_models --async_train", "--colocate_all_models --colocate_critic_reward"):  # fmt: skip
+    nodes = [f"--{role}_num_nodes 2" for role in ("actor", "critic", "ref", "reward")]
+    sizes = " ".join([*nodes, "--vllm_num_engines 16"])
+    everything = "--colocate_all_models"
+    ways = ["", "--colocate_actor_ref", "--colocate_critic_reward", everything]
+    ways += [f"{everything} --async_train", f"{everything} --colocate_critic_reward"]
+    for sharing in ways:
         for rest in ("", "--remote_rm_url u", "--advantage_estimator reinforce", "--init_kl_coef 0"):
             words = words_of(f"{MODELS} {sizes} {sharing} {rest}")
             asked = openrlhf.ask("0.9.7", words)
             assert asked.error is None
-            assert sum(demand(Command(parse(words, "0.9.7"), "0.9.7")).values()) == asked.gpus, (sharing, rest)
+            assert sum(demand(Command(parse(words, "0.9.7"), "0.9.7")).values()) == asked.gpus, (
+                sharing,
+                rest,
+            )
 
 
 def test_a_model_that_is_not_bundled_has_no_memory() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_plan_then_check_and_simulate(tmp_path: Path, capsys: pytest.CaptureFixt
     # nobody does two things at once
     for gpu in range(8):
         mine = sorted((event["ts"], event["ts"] + event["dur"]) for event in spans if event["tid"] == gpu)
-        assert all(first[1] <= second[0] + 1 for first, second in zip(mine, mine[1:], strict=False))
+        assert all(first[1] <= second[0] + 1 for first, second in pairwise(mine))
 
 
 def test_check_says_that_it_hangs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,3 +78,16 @@ def test_too_little_cache() -> None:
         rollout(JOB, 8, 1, 0.2)
     with pytest.raises(TrimtabError, match="unknown way of distributing 'fair'"):
         rollout(JOB, 8, 1, 0.8, distribute="fair")
+
+
+def test_the_calibration_is_the_benchmarks() -> None:
+    """data/rlhf/calibration.yaml holds what benchmarks/rlhf_time.py computes from the published rows."""
+    from tests.rlhf.conftest import load
+    from trimtab.rlhf.steps import calibrations
+
+    load("_rlhf_published")
+    timing = load("rlhf_time")
+    for family in ("h100", "gb200"):
+        rows = [case for case in timing.PUBLISHED["time"] if case["device"] == family]
+        factor, _ = timing.calibrate(next(case for case in rows if case.get("calibrates")), 0)
+        assert calibrations()[family].generation == pytest.approx(factor.generation, rel=1e-3)

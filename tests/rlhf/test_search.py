@@ -65,7 +65,8 @@ def test_no_sampled_plan_is_better(job: Job) -> None:
         )  # fmt: skip
         plan = Plan(place, rows.training(row), serving)
         settings = plan_settings(job, plan)
-        if any(each.kind in FATAL for each in findings(Command(settings, job.version, job.cluster.gpus, job.actor))):
+        command = Command(settings, job.version, job.cluster.gpus, job.actor)
+        if any(each.kind in FATAL for each in findings(command)):
             continue
         expected = forecast(job, plan)
         if not expected.fits or expected.fullest[2] > limit * expected.usable_bytes:
@@ -124,13 +125,14 @@ def test_the_rule_of_thumb_is_a_candidate() -> None:
 
 
 def test_nothing_fits() -> None:
-    with pytest.raises(TrimtabError, match="llama-3-70b with ppo on 8 x a100-80: plans that fit on the GPUs need more"):
+    with pytest.raises(
+        TrimtabError, match=r"llama-3-70b .* 8 x a100-80: plans that fit on the GPUs need more"
+    ):
         search(make_job(actor=get_model("llama-3-70b")))
-    with pytest.raises(TrimtabError, match=r"nothing fits: llama-3.1-405b .*: the nearest plan needs .* GiB of the 76.8"):
+    with pytest.raises(TrimtabError, match=r"no engine can hold llama-3.1-405b .* may be 1, 2, 4, 8 on a100"):
         search(make_job(actor=get_model("llama-3.1-405b"), remote_reward="url"))
-    with pytest.raises(TrimtabError, match=r"no plan is legal .* train_batch 97"):
-        search(make_job(train_batch=97, cluster=Cluster(get_device("a100-80"), 1, gpus_per_node=2),
-                        response=Lengths(500, 400000)))  # fmt: skip
+    with pytest.raises(TrimtabError, match=r"the nearest plan needs .* GiB of the 76.8 usable on a GPU"):
+        search(make_job(cluster=Cluster(get_device("a100-80"), 1, 2), response=Lengths(500, 400_000)))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,12 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def rlhf() -> None:
-    """RLHF with OpenRLHF: plan a job, check a command, simulate its steps, diagnose its logs."""
+    """RLHF with OpenRLHF: plan a job, check a command, simulate its steps, diagnose its logs.
+
+    \b
+    No GPU is needed. COMMAND is what follows `python3 -m openrlhf.cli.train_ppo_ray`: in quotes, in a file
+    (as `plan --script FILE` writes it), or - for stdin.
+    """
 
 
 app.command("plan")(rlhf_plan.plan)

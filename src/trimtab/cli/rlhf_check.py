@@ -1,4 +1,4 @@
-"""``trimtab rlhf check``: what a command of OpenRLHF asks for, what goes wrong with it, and the mended one."""
+"""``trimtab rlhf check``: what a command of OpenRLHF asks for, what goes wrong, and the mended one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def check(
     host_gib: rlhf_options.HostOption = 1024.0,
     network: rlhf_options.NetworkOption = None,
     actor: Annotated[
-        str | None, typer.Option("--actor", help="Model, where the command's own is not bundled: name or config.")
+        str | None,
+        typer.Option("--actor", help="Model, where the command's own is not bundled: name or config."),
     ] = None,
     critic: Annotated[str | None, typer.Option("--critic", help="Critic, likewise.")] = None,
     response_tokens: rlhf_options.ResponseOption = None,

@@ -17,7 +17,8 @@ NodesOption = Annotated[int, typer.Option("--nodes", help="Servers.")]
 PerNodeOption = Annotated[int, typer.Option("--gpus-per-node", help="GPUs of each server.")]
 HostOption = Annotated[float, typer.Option("--host-gib", help="Memory of each server, GiB.")]
 NetworkOption = Annotated[
-    float | None, typer.Option("--network", help="GB/s of one GPU to other servers; the usual node's if none.")
+    float | None,
+    typer.Option("--network", help="GB/s of one GPU to other servers; the usual node's if none."),
 ]
 VersionOption = Annotated[
     str | None, typer.Option("--openrlhf", metavar="VERSION", help="Target version, 0.8.6 to 0.11.x.")
@@ -27,7 +28,9 @@ ResponseOption = Annotated[
 ]
 CommandArgument = Annotated[
     str,
-    typer.Argument(metavar="COMMAND", help="Flags of train_ppo_ray in quotes, a file with them, or - for stdin."),
+    typer.Argument(
+        metavar="COMMAND", help="Flags of train_ppo_ray in quotes, a file with them, or - for stdin."
+    ),
 ]
 
 

@@ -28,9 +28,12 @@ def plan(
     critic: Annotated[
         str | None, typer.Option("--critic", help="PPO's critic; as the reward model if none.")
     ] = None,
-    reward: Annotated[str | None, typer.Option("--reward", help="Reward model; as the actor if none.")] = None,
+    reward: Annotated[
+        str | None, typer.Option("--reward", help="Reward model; as the actor if none.")
+    ] = None,
     remote_reward: Annotated[
-        str | None, typer.Option("--remote-reward", metavar="URL", help="Reward server: no model on the GPUs.")
+        str | None,
+        typer.Option("--remote-reward", metavar="URL", help="Reward server: no model on the GPUs."),
     ] = None,
     device: rlhf_options.DeviceOption = "a100-80",
     nodes: rlhf_options.NodesOption = 1,
@@ -56,7 +59,8 @@ def plan(
         float, typer.Option("--spread", help="Standard deviation over mean of the responses.")
     ] = 0.7,
     lengths: Annotated[
-        Path | None, typer.Option("--lengths", metavar="FILE", help="Responses of an earlier step, one per line.")
+        Path | None,
+        typer.Option("--lengths", metavar="FILE", help="Responses of an earlier step, one per line."),
     ] = None,
     kl: Annotated[float, typer.Option("--kl", help="KL coefficient; 0: no reference model.")] = 0.01,
     lora: Annotated[int, typer.Option("--lora", help="Rank of adapters; 0: all weights are trained.")] = 0,
@@ -107,7 +111,10 @@ def plan(
     if script is not None:
         _write_script(script, job, answer.plans[0])
     if as_json:
-        shown = {"plans": [as_dict(job, each) for each in answer.plans], "memory": answer.memory}
+        shown: dict[str, Any] = {
+            "plans": [as_dict(job, each) for each in answer.plans],
+            "memory": answer.memory,
+        }
         shown |= {"considered": answer.searched.considered, "legal": answer.searched.legal}
         shown |= {"fitting": answer.searched.fitting, "change_first": [vars(each) for each in answer.changes]}
         print(json.dumps(shown, indent=1, default=float))
@@ -131,7 +138,9 @@ def _response(limit: int, mean: float | None, spread: float, file: Path | None) 
     return Lengths(mean if mean is not None else max(1.0, limit / 2), limit, spread)
 
 
-def _job(models: tuple[str | None, ...], cluster: Any, prompt: Lengths, response: Lengths, **rest: Any) -> Job:
+def _job(
+    models: tuple[str | None, ...], cluster: Any, prompt: Lengths, response: Lengths, **rest: Any
+) -> Job:
     from trimtab.hardware import get_model
     from trimtab.rlhf.job import ALGORITHMS, GROUPED, Job
 
@@ -209,7 +218,9 @@ def _print(job: Job, answer: Answer, script: Path | None) -> None:
     )
     console.print(f"\nMemory is {answer.memory}. {_change_title(answer)}", style="bold")
     for change in answer.changes[:6]:
-        console.print(f"   {change.text}: {change.bytes / GIB:+.1f} GiB at the peak, {change.seconds:+.1f} s a step")
+        console.print(
+            f"   {change.text}: {change.bytes / GIB:+.1f} GiB at the peak, {change.seconds:+.1f} s a step"
+        )
     if job.reward is None and job.reward_model is not None:
         console.print("\nThe reward model is taken to be as large as the actor: give --reward.", style="dim")
     console.print("\nCommand of plan 1 (add your prompts)\n", style="bold")
@@ -230,7 +241,17 @@ def _plans_table(answer: Answer) -> Any:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     table.add_column("mode")
-    for name in ("GPUs", "step s", "generation", "experience", "training", "weights", "peak GiB", "host GiB", "old"):
+    for name in (
+        "GPUs",
+        "step s",
+        "generation",
+        "experience",
+        "training",
+        "weights",
+        "peak GiB",
+        "host GiB",
+        "old",
+    ):
         table.add_column(name, justify="right")
     rows = [*enumerate(answer.plans, 1)]
     labelled = [(str(number), each) for number, each in rows]
@@ -260,7 +281,9 @@ def _memory_table(planned: Planned) -> Any:
     from rich.table import Table
 
     stages = {
-        (pool, phase): parts for pool, phases in planned.forecast.pools.items() for phase, parts in phases.items()
+        (pool, phase): parts
+        for pool, phases in planned.forecast.pools.items()
+        for phase, parts in phases.items()
     }
     names = list(dict.fromkeys(part for parts in stages.values() for part in parts))
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -27,7 +27,8 @@ def simulate(
     host_gib: rlhf_options.HostOption = 1024.0,
     network: rlhf_options.NetworkOption = None,
     actor: Annotated[
-        str | None, typer.Option("--actor", help="Model, where the command's own is not bundled: name or config.")
+        str | None,
+        typer.Option("--actor", help="Model, where the command's own is not bundled: name or config."),
     ] = None,
     critic: Annotated[str | None, typer.Option("--critic", help="Critic, likewise.")] = None,
     response_tokens: rlhf_options.ResponseOption = None,
@@ -86,7 +87,8 @@ def _print(simulated: Simulated, folder: Path) -> None:
     console.print(simulated.plan.describe())
     console.print(
         f"a step takes {step.seconds:.0f} s; generation {step.phases['generation']:.0f} s, "
-        f"{generated.tail_share:.0%} of it after 90 % of the samples, engines idle {generated.idle_share:.0%} of it"
+        f"{generated.tail_share:.0%} of it after 90 % of the samples, engines idle "
+        f"{generated.idle_share:.0%} of it"
     )
     console.print(_pools(simulated))
     console.print("\nWhat else", style="bold")

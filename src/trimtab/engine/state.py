@@ -45,6 +45,7 @@ LAYOUT = {
     "samples": (dtypes.SAMPLE, 2),  # (S, R)
     "views": (dtypes.VIEW, 1),  # (V,) one per router in front of the fleet
     "seen": (dtypes.REPLICA, 1),  # (V * snapshots * R,) what each router's snapshots hold; empty when fresh
+    "beliefs": (dtypes.BELIEF, 1),  # (V * R,) what each learned router makes of its old snapshots
     "policy": (np.dtype(np.float64), 1),  # the learned router, flat (see ``routers.learned``)
     "features": (np.dtype(np.float64), 2),  # (R, F) what it sees of each replica
     "context": (np.dtype(np.float64), 1),  # and of the request; scratch:
@@ -141,6 +142,7 @@ class State:
     samples: NDArray[Any]
     views: NDArray[Any]
     seen: NDArray[Any]
+    beliefs: NDArray[Any]
     policy: NDArray[np.float64]
     features: NDArray[np.float64]
     context: NDArray[np.float64]
@@ -239,6 +241,7 @@ def allocate(
         samples=np.zeros((SAMPLE_CAPACITY, num_replicas), dtypes.SAMPLE),
         views=np.zeros(views, dtypes.VIEW),
         seen=np.tile(replicas, views * snapshots),
+        beliefs=np.zeros(views * num_replicas if snapshots else 1, dtypes.BELIEF),
         policy=brain.policy,
         features=brain.features,
         context=brain.context,

@@ -21,7 +21,7 @@ from trimtab.routers.features import CONTEXT, FEATURES, NUM_CONTEXT, NUM_FEATURE
 from trimtab.routers.learned import POOLED, parts
 from trimtab.routers.policy_file import FORMAT, Policy
 
-HIDDEN = 16
+HIDDEN = 6
 
 
 @dataclass
@@ -97,14 +97,14 @@ class Scorer(nn.Module):
         return scores.masked_fill(~decisions.accepting, float("-inf"))
 
     def lean_on_heuristic(self, sharpness: float) -> None:
-        """Start as a heuristic, of which the rest learns the residual: the wait for the first token, and half
-        as much the decoding that a replica has before it. Both are logarithms of seconds, so that their
+        """Start as a heuristic, of which the rest learns the residual: the wait for the first token, and a
+        tenth as much the decoding that a replica has before it. Both are logarithms of seconds, so that their
         sum is that of a product."""
         names = list(FEATURES)
         with torch.no_grad():
             self.skip.zero_()
             self.skip[0, names.index("first_token")] = -sharpness
-            self.skip[0, names.index("decoding")] = -0.5 * sharpness
+            self.skip[0, names.index("decoding")] = -0.1 * sharpness
             self.last.zero_()
 
     def flat(self) -> NDArray[np.float64]:

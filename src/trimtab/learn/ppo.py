@@ -22,7 +22,7 @@ from trimtab.learn.facts import watch
 from trimtab.learn.policy import Critic, Decisions, Scorer, parts_of, unpack
 from trimtab.learn.presets import PpoConfig, TrainConfig
 from trimtab.learn.rewards import lateness, rewards
-from trimtab.learn.rollout import Acting, Episode, play_groups
+from trimtab.learn.rollout import Acting, Episode, Place, play_groups
 from trimtab.learn.scenarios import EASY, FIRST_SEED, HARD, Draw, Level, between, draw_scenario
 from trimtab.rlhf.estimators import adapted, approx_kl, gae, rewards_to_go, surrogate, value_error
 
@@ -83,7 +83,7 @@ def new_learner(config: TrainConfig, cloned: Scorer, draw: Draw = draw_scenario)
 def train_update(learner: Learner) -> dict[str, float]:
     """One update. Returns its measurements, by CleanRL's names where it has them."""
     config, started = learner.config.ppo, time.perf_counter()
-    groups = play_groups(_seeds(learner), level(learner), learner.acting(), config.plays, learner.draw)
+    groups = play_groups(places(learner), level(learner), learner.acting(), config.plays, learner.draw)
     played = time.perf_counter()
     batch, facts = make_batch(learner, groups)
     learner.decisions_seen += len(batch.decisions)
@@ -103,11 +103,10 @@ def level(learner: Learner) -> Level:
     return between(EASY, HARD, min(1.0, learner.update / length) if length else 1.0)
 
 
-def _seeds(learner: Learner) -> list[int]:
-    """Scenario seeds of this update, never seen again."""
+def places(learner: Learner) -> list[Place]:
+    """Where this update's groups stand: no other update, of this or another seed, plays the same."""
     config = learner.config
-    first = FIRST_SEED * (1 + config.seed) + 1000 * learner.update * config.ppo.groups
-    return [first + 1000 * group for group in range(config.ppo.groups)]
+    return [(config.seed, learner.update, number) for number in range(config.ppo.groups)]
 
 
 # --- what a decision was worth ------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A command that someone already has: what it asks for, what goes wrong, what it needs, and the mended one."""
+"""A command that someone has: what it asks for, what goes wrong, what it needs, and the mended one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from trimtab.rlhf import memory
 from trimtab.rlhf.commands import arguments
 from trimtab.rlhf.flags import Settings, guess_version, parse, words_of
 from trimtab.rlhf.generation import kv_capacity
-from trimtab.rlhf.job import ALGORITHMS, GROUPED, Cluster, Job, Lengths
-from trimtab.rlhf.memory import GIB, Forecast
+from trimtab.rlhf.job import ALGORITHMS, GIB, GROUPED, Cluster, Job, Lengths
+from trimtab.rlhf.memory import Forecast
 from trimtab.rlhf.placement import ROLES, Placement, Plan, Serving, Training
 from trimtab.rlhf.rules import FATAL, Command, Finding, demand, findings
 from trimtab.rlhf.timeline import Step, schedule
@@ -75,7 +75,9 @@ def check(
     # A shape that cannot be would only give figures that mean nothing.
     shaped = not any(each.rule in ("ring-divides", "heads-divide", "colocated-sizes") for each in found)
     if cluster and model and parsed.engine_gpus and shaped:
-        job, plan = plan_of(parsed, cluster, model, critic or _known(settings.get("critic_pretrain")), response_mean)
+        job, plan = plan_of(
+            parsed, cluster, model, critic or _known(settings.get("critic_pretrain")), response_mean
+        )
         forecast = memory.forecast(job, plan)
         extra = _memory_findings(job, plan, forecast)
         found += extra
@@ -131,7 +133,10 @@ def _mend(command: Command, found: list[Finding]) -> tuple[list[str] | None, int
 def plan_of(
     command: Command, cluster: Cluster, actor: Model, critic: Model | None, response_mean: float | None
 ) -> tuple[Job, Plan]:
-    """The job and the plan that a command stands for; prompts are a quarter and responses half of their limits where not given."""
+    """The job and the plan that a command stands for.
+
+    Prompts are a quarter and responses half of their limits where not given.
+    """
     prompt, response = _limits(command)
     estimators = {estimator: name for name, estimator in ALGORITHMS.items()}
     name = estimators.get(str(command["advantage_estimator"]), "reinforce++")
@@ -169,7 +174,9 @@ def _limits(command: Command) -> tuple[int, int]:
 def _placement(command: Command) -> Placement:
     has = command.has
     sizes = {role: command.world(role) if has[role] else 0 for role in ROLES}
-    pairs = [pair for pair in ("actor-ref", "critic-reward") if command.on(f"colocate_{pair.replace('-', '_')}")]
+    pairs = [
+        pair for pair in ("actor-ref", "critic-reward") if command.on(f"colocate_{pair.replace('-', '_')}")
+    ]
     sharing = "all" if command.on("colocate_all_models") else "+".join(pairs) or "none"
     mode = "async" if command.on("async_train") else "hybrid" if command.hybrid else "distributed"
     engines, tp = command.number("vllm_num_engines"), command.number("vllm_tensor_parallel_size")
@@ -209,15 +216,16 @@ def _serving(command: Command) -> Serving:
 
 def _memory_findings(job: Job, plan: Plan, forecast: Forecast) -> list[Finding]:
     found = []
-    pool, phase, peak = forecast.fullest
-    if peak > forecast.usable_bytes:
+    for pool in forecast.overfull:
+        phase, peak = forecast.peak(pool)
         parts = forecast.pools[pool][phase]
         largest = max(parts, key=lambda part: parts[part])
         found.append(
             Finding(
                 "gpu-memory",
                 "memory",
-                f"{phase} on the GPUs of {pool} needs {peak / GIB:.1f} GiB of the {forecast.usable_bytes / GIB:.1f} "
+                f"{phase} on the GPUs of {pool} needs {peak / GIB:.1f} GiB of the "
+                f"{forecast.usable(pool) / GIB:.1f} "
                 f"usable; the most is {largest}, {parts[largest] / GIB:.1f} GiB",
             )
         )

@@ -1,4 +1,4 @@
-"""What roles and pools of GPUs cost, for all training settings at once: the columns that the search adds up."""
+"""What roles and pools of GPUs cost, for all training settings at once: columns that the search adds up."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ MICRO = (1, 2, 4, 8, 16)
 FORWARD_TIMES = (1, 2, 4)  # forward micro-batches over training ones
 CAPS = (4096, 8192, 12288, 16384, 24576, 32768, 49152, 65536)
 DEGREES = (1, 2, 4, 8)
+SHARDED = 5.0  # switches that a ring or tensor parallelism counts for: the least tried parts of OpenRLHF
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -61,7 +63,7 @@ class Settings:
 
 
 def training_settings(job: Job) -> Settings:
-    """Every legal combination: rings need packing and divide the heads, tensor parallelism needs ZeRO <= 2."""
+    """Every legal combination: rings need packing and divide the heads, DeepSpeed TP needs ZeRO <= 2."""
     counted = [(kind, m, m * t, CAPS[0]) for kind in (0, 1) for m in MICRO for t in FORWARD_TIMES]
     batches = [*counted, *((2, 1, 1, cap) for cap in CAPS)]
     frozen = job.ref_model is not None or job.reward_model is not None
@@ -98,25 +100,17 @@ class RoleColumns:
 
 def role_columns(job: Job, role: str, size: int, rows: Settings, ranks: Array) -> RoleColumns:
     """``ranks`` (N,): data-parallel ranks of the actor, which set the number of forward batches."""
-    model, cluster = role_models(job)[role], job.cluster
-    head, trains = role in ("actor", "ref"), role in ("actor", "critic")
+    model, head, trains = role_models(job)[role], role in ("actor", "ref"), role in ("actor", "critic")
     share = memory.Share(float(size), rows.zero, rows.ds_tp, rows.overlap)
     shards = rows.ring * rows.ds_tp
     own_ranks = np.floor(size / shards)
-    legal = (size % shards == 0) & (job.total_samples // rows.forward_micro >= own_ranks)
     tokens = memory.forward_tokens(
         job, rows.batching == 2, rows.forward_micro, rows.cap, rows.ring, rows.ds_tp, np.maximum(ranks, 1)
     )
     forward = memory.forward_activations(model, tokens, rows.ds_tp) + memory.gathered(model, share)
     forward = forward + (memory.logits(model, tokens, memory.LOGITS_FORWARD) if head else 0.0)
-    work_of = steps.work_of(job, model, head)
-    factor = steps.calibration_of(cluster)
-    micro = computed_tokens(job, rows.batching, rows.forward_micro, rows.cap, shards)
-    padded = steps.padding(job, rows.batching, rows.forward_micro)
-    offload = rows.eval_offload * (not trains)
-    forward_s = steps.forward_seconds(work_of, cluster, size, rows.zero, micro, padded, shards, rows.ds_tp, offload)
-    train_s = work = np.zeros(len(rows))
-    host, host_asleep, reload_s = np.zeros(len(rows)), 0.0, 0.0
+    legal = (size % shards == 0) & (job.total_samples // rows.forward_micro >= own_ranks)
+    work, reload_s, host_asleep = np.zeros(len(rows)), 0.0, 0.0
     if trains:
         per_rank = np.where(rows.batching == 2, 1, rows.micro) * own_ranks
         legal &= (own_ranks > 0) & (job.train_batch % np.maximum(per_rank, 1) == 0)
@@ -126,23 +120,59 @@ def role_columns(job: Job, role: str, size: int, rows: Settings, ranks: Array) -
         live = memory.micro_tokens(job, rows.batching, rows.micro, rows.cap, rows.ring, rows.ds_tp)
         work = memory.activations(model, live, rows.checkpointing, rows.ds_tp)
         work = work + (memory.logits(model, live, memory.LOGITS_TRAIN) if role == "actor" else 0.0)
-        micro = computed_tokens(job, rows.batching, rows.micro, rows.cap, shards)
-        train_s = factor.train * steps.train_seconds(
-            work_of, cluster, size, rows.zero, micro, steps.padding(job, rows.batching, rows.micro), shards,
-            rows.checkpointing, rows.adam_offload, rows.overlap, job.total_samples // job.train_batch,
-            bool(job.lora_rank), rows.ds_tp,
-        )  # fmt: skip
         reload_s = 2 * float(steps.reload_seconds(model, size))
         trained = memory.trainable(model, head, job.lora_rank)
         host, host_asleep = rows.adam_offload * 16 * trained / size, 14 * trained / size
     else:
         awake = resting = asleep = memory.frozen(model, head, share, rows.eval_offload)["weights"]
         host = rows.eval_offload * 2 * memory.parameters(model, head) / size
+    forward_s, train_s = _seconds(job, role, size, rows)
     ones = np.ones(len(rows))
     return RoleColumns(
-        awake * ones, resting * ones, asleep * ones, forward * ones, work * ones, factor.forward * forward_s * ones,
-        train_s * ones, reload_s, legal, host * ones, host_asleep,
-    )  # fmt: skip
+        awake=awake * ones,
+        resting=resting * ones,
+        asleep=asleep * ones,
+        forward=forward * ones,
+        work=work * ones,
+        forward_s=forward_s,
+        train_s=train_s,
+        reload_s=reload_s,
+        legal=legal,
+        host=host * ones,
+        host_asleep=host_asleep,
+    )
+
+
+def _seconds(job: Job, role: str, size: int, rows: Settings) -> tuple[Array, Array]:
+    """(N,) calibrated seconds of a role's forward pass, and of its training (zeros where it has none)."""
+    model, cluster = role_models(job)[role], job.cluster
+    work = steps.work_of(job, model, role in ("actor", "ref"))
+    factor = steps.calibration_of(cluster)
+    shards, trains = rows.ring * rows.ds_tp, role in ("actor", "critic")
+    micro = computed_tokens(job, rows.batching, rows.forward_micro, rows.cap, shards)
+    padded = steps.padding(job, rows.batching, rows.forward_micro)
+    offload = rows.eval_offload * (not trains)
+    forward_s = factor.forward * steps.forward_seconds(
+        work, cluster, size, rows.zero, micro, padded, shards, rows.ds_tp, offload
+    )
+    if not trains:
+        return forward_s, np.zeros(len(rows))
+    train_s = factor.train * steps.train_seconds(
+        work,
+        cluster,
+        size,
+        rows.zero,
+        computed_tokens(job, rows.batching, rows.micro, rows.cap, shards),
+        steps.padding(job, rows.batching, rows.micro),
+        shards,
+        rows.checkpointing,
+        rows.adam_offload,
+        rows.overlap,
+        job.total_samples // job.train_batch,
+        bool(job.lora_rank),
+        rows.ds_tp,
+    )
+    return forward_s, train_s
 
 
 @dataclass(frozen=True)
@@ -170,7 +200,7 @@ class Tables:
         self._generation: dict[tuple[Any, ...], float] = {}
         self.switches = (
             self.rows.adam_offload + self.rows.eval_offload + self.rows.checkpointing + self.rows.overlap
-        ) + (self.rows.ring > 1) + (self.rows.ds_tp > 1)
+        ) + SHARDED * ((self.rows.ring > 1).astype(np.float64) + (self.rows.ds_tp > 1))
 
     def role(self, role: str, size: int, actor: int) -> RoleColumns:
         key = (role, size, actor)
@@ -189,9 +219,7 @@ class Tables:
     def _pool(self, roles: tuple[str, ...], size: int, actor: int, ds_sleep: bool) -> PoolColumns:
         columns = {role: self.role(role, size, actor) for role in roles}
         sleeps = ds_sleep * (1 - self.rows.adam_offload)
-        rests = {
-            role: np.where(sleeps > 0, each.asleep, each.resting) for role, each in columns.items()
-        }
+        rests = {role: np.where(sleeps > 0, each.asleep, each.resting) for role, each in columns.items()}
         context = memory.CONTEXT * len(roles)
         resting = np.sum(list(rests.values()), axis=0) + context
         peak = resting + np.max([each.forward for each in columns.values()], axis=0)
@@ -216,9 +244,7 @@ class Tables:
             seconds = np.inf
             if kv_capacity(job, tp, utilization) >= job.max_tokens:
                 factor = steps.calibration_of(job.cluster).generation
-                seconds = factor * estimate(
-                    job, gpus // tp, tp, utilization, eager, job.samples > 1, partial
-                )
+                seconds = factor * estimate(job, gpus // tp, tp, utilization, eager, job.samples > 1, partial)
             self._generation[key] = seconds
         return self._generation[key]
 
@@ -228,9 +254,7 @@ class Tables:
         return [
             tp
             for tp in DEGREES
-            if tp <= most
-            and model.heads % tp == 0
-            and (model.kv_heads % tp == 0 or tp % model.kv_heads == 0)
+            if tp <= most and model.heads % tp == 0 and (model.kv_heads % tp == 0 or tp % model.kv_heads == 0)
         ]
 
 

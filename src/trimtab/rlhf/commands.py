@@ -174,7 +174,8 @@ def script(job: Job, plan: Plan, words: list[str]) -> str:
         ': "${PROMPTS:?set PROMPTS to the prompt data set}"',
         'OUT="${OUT:-./ckpt}"',
         "",
-        f"# On the head node; on the others: ray start --address HEAD:6379 --num-gpus {job.cluster.gpus_per_node}",
+        "# On the head node; on the others: ray start --address HEAD:6379 --num-gpus "
+        f"{job.cluster.gpus_per_node}",
         f"ray status >/dev/null 2>&1 || ray start --head --num-gpus {job.cluster.gpus_per_node}",
         "",
     ]
@@ -192,7 +193,8 @@ def environment(job: Job, plan: Plan) -> list[str]:
     if plan.placement.mode != "hybrid":
         if version_key(engine) < version_key(CUMEM_BROKEN):
             lines += [
-                f"# Weights are broadcast by NCCL to vLLM {engine} (< {CUMEM_BROKEN}): both sides must agree.",
+                f"# Weights are broadcast by NCCL to vLLM {engine} (< {CUMEM_BROKEN}): both sides "
+                "must agree.",
                 "export NCCL_CUMEM_ENABLE=0",
             ]
         else:

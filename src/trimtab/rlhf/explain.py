@@ -54,7 +54,9 @@ def explain(name: str, version: str = LATEST) -> Explanation:
     flag = flags.get(bare) or next((each for each in flags.values() if each.dotted == bare), None)
     if flag is None:
         known = [*spellings(LATEST), *spellings("0.9.7")]
-        raise TrimtabError(f"unknown flag {name!r} of OpenRLHF {OLDEST} to 0.11.x.{did_you_mean(bare, known)}")
+        raise TrimtabError(
+            f"unknown flag {name!r} of OpenRLHF {OLDEST} to 0.11.x.{did_you_mean(bare, known)}"
+        )
     texts = _texts().get(flag.name, {})
     names = {}
     if "." not in flag.name:

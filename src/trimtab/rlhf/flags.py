@@ -135,7 +135,7 @@ def guess_version(words: Sequence[str]) -> str:
     """
     given = [word.lstrip("-").split("=")[0] for word in words if word.startswith("--")]
     candidates = (LATEST, "0.11.1", DOTTED_SINCE, "0.10.1.post2", "0.9.7", "0.9.1", "0.8.9", OLDEST)
-    return max(candidates, key=lambda version: (sum(name in spellings(version) for name in given)))
+    return max(candidates, key=lambda version: sum(name in spellings(version) for name in given))
 
 
 def words_of(command: str) -> list[str]:
@@ -205,9 +205,12 @@ def _unknown(name: str, version: str, known: dict[str, Flag]) -> str:
             if name in ("prompt_max_len", "generate_max_len"):
                 # gone for good: the total and the new tokens are given instead
                 names = [all_flags()[other].spelling(version) for other in ("max_len", "max_new_tokens")]
-                return f"--{name} is not a flag of OpenRLHF {version}; give --{names[0]} (total) and --{names[1]}"
+                instead = f"give --{names[0]} (total) and --{names[1]}"
+                return f"--{name} is not a flag of OpenRLHF {version}; {instead}"
             if name == "ref_reward_offload":
-                return f"--{name} is not a flag of OpenRLHF {version}; give --ref.offload and --reward.offload"
+                return (
+                    f"--{name} is not a flag of OpenRLHF {version}; give --ref.offload and --reward.offload"
+                )
             return f"--{name} is not a flag of OpenRLHF {version}"
     return f"unknown flag --{name} in OpenRLHF {version}.{did_you_mean(name, known)}"
 

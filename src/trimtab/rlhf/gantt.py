@@ -86,7 +86,9 @@ def write_picture(simulated: Simulated, path: Path) -> None:
     step = simulated.step
     idle = {pool: step.idle_share(pool) for pool in simulated.plan.placement.pools}
     worst = max(idle, key=lambda pool: idle[pool])
-    see = f"White is waiting: {worst} waits {idle[worst]:.0%} of the step, generation's right edge is its tail."
+    see = (
+        f"White is waiting: {worst} waits {idle[worst]:.0%} of the step, generation's right edge is its tail."
+    )
     each = "every GPU" if stride == 1 else f"every {stride}th GPU"
     chart = Chart(
         canvas,
@@ -96,7 +98,8 @@ def write_picture(simulated: Simulated, path: Path) -> None:
         (0.0, float(len(shown))),
         rows=True,
     )
-    canvas.text(30, 44, f"{simulated.job.actor.name}, {simulated.job.algorithm}, {simulated.plan.placement.mode}",
+    canvas.text(30, 44, f"{simulated.job.actor.name}, {simulated.job.algorithm}, "
+                        f"{simulated.plan.placement.mode}",
                 20, INK)  # fmt: skip
     used = _draw_rows(canvas, chart, shown, height)
     _name_pools(canvas, shown, height)
@@ -118,7 +121,9 @@ def _draw_rows(
         for phase, begin, end in spans:
             left, right = chart.across(begin), chart.across(end)
             if right - left > 0.2:
-                canvas.rectangle(Box(left, top + 1, max(right, left + 1), top + height - 1), PHASE_COLOURS[phase])
+                canvas.rectangle(
+                    Box(left, top + 1, max(right, left + 1), top + height - 1), PHASE_COLOURS[phase]
+                )
                 used.append(phase)
     return [phase for phase in PHASE_COLOURS if phase in used]
 

@@ -68,7 +68,7 @@ def estimate(
     # The queue keeps the batch full until its last request starts ...
     queued = float(count) if partial else max(0.0, count - slots)
     full = queued * lengths.mean() / slots
-    seconds = full * float(_step(tables, np.array([slots]), np.array([held]))[0])
+    seconds: float = full * float(_step(tables, np.array([slots]), np.array([held]))[0])
     prompts = count / (job.samples if prefix else 1) * prompt
     seconds += prompts / BUDGET * tables.stage_seconds([], [(0, BUDGET)])
     if partial:
@@ -154,8 +154,10 @@ def rollout(
     capacity = kv_capacity(job, tp, utilization)
     if capacity < job.max_tokens:
         raise TrimtabError(
-            f"the KV cache of an engine holds {max(0, capacity):,} tokens, a sequence up to {job.max_tokens:,}: "
-            f"raise the tensor parallelism ({tp}) or the utilization ({utilization:g}), or shorten the lengths"
+            f"the KV cache of an engine holds {max(0, capacity):,} tokens, a sequence up to "
+            f"{job.max_tokens:,}: "
+            f"raise the tensor parallelism ({tp}) or the utilization ({utilization:g}), or shorten "
+            "the lengths"
         )
     generator = np.random.default_rng(seed)
     wanted = job.total_samples

@@ -84,7 +84,7 @@ class Lengths:
             drawn = generator.choice(np.asarray(self.given, np.float64), count)
         else:
             drawn = _cut_lognormal(generator.random(count), self.mean, self.limit, self.spread)
-        return np.clip(np.rint(drawn), 1, self.limit).astype(np.int64)
+        return np.asarray(np.clip(np.rint(drawn), 1, self.limit), np.int64)
 
     @cached_property
     def second_moment(self) -> float:

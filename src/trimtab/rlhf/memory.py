@@ -72,7 +72,7 @@ def trained(model: Model, head: bool, share: Share, adam_offload: Number, lora_r
     With Adam on the host the gradients' share goes there too; what remains is the bucket.
     """
     count, train = parameters(model, head), trainable(model, head, lora_rank)
-    sharded = np.where(share.zero >= 3, share.world, share.ds_tp)
+    sharded: Number = np.where(share.zero >= 3, share.world, share.ds_tp)
     buffers = np.minimum(BUCKET, train) * 2 * np.where(share.overlap, 2, 1)
     live = np.where(share.zero >= 3, 2 * np.maximum(np.minimum(LIVE, count), largest_block(model)), 0.0)
     return {
@@ -93,7 +93,7 @@ def idle(parts: Parts, sleeps: Number) -> Parts:
 def frozen(model: Model, head: bool, share: Share, offload: Number) -> Parts:
     """A reference or reward model: replicated below ZeRO-3; on the host if offloaded there."""
     count = parameters(model, head)
-    cut = np.where(share.zero >= 3, share.world, share.ds_tp)
+    cut: Number = np.where(share.zero >= 3, share.world, share.ds_tp)
     return {"weights": np.where((share.zero >= 3) & np.asarray(offload, bool), 0.0, 2 * count / cut)}
 
 
@@ -106,7 +106,9 @@ def gathered(model: Model, share: Share) -> Number:
 
 def layer_activations(model: Model) -> tuple[float, float]:
     """Bytes that one layer keeps per token for the backward pass: (whole, split by tensor parallelism)."""
-    width = (model.experts_per_token + model.shared_experts) * model.expert_ffn if model.experts else model.ffn
+    width = (
+        (model.experts_per_token + model.shared_experts) * model.expert_ffn if model.experts else model.ffn
+    )
     gates = 4 if model.gated_mlp else 2
     # Norms and their fp32 copies, inputs of the projections; queries, keys, values, the inner MLP.
     whole = 16.0 * model.hidden
@@ -133,7 +135,9 @@ def logits(model: Model, tokens: Number, bytes_each: float) -> Number:
     return tokens * model.vocab * bytes_each
 
 
-def micro_tokens(job: Job, batching: Number, micro: Number, cap: Number, ring: Number, ds_tp: Number) -> Number:
+def micro_tokens(
+    job: Job, batching: Number, micro: Number, cap: Number, ring: Number, ds_tp: Number
+) -> Number:
     """Tokens on one GPU of the fullest training micro-batch; ``batching`` 2 is dynamic.
 
     Counted batches may hold nothing but longest sequences. A dynamic one holds ``cap`` x ring x TP tokens, a
@@ -182,8 +186,10 @@ class Forecast:
 
     @property
     def fullest(self) -> tuple[str, str, float]:
-        """(pool, phase, bytes) of the GPU that is nearest to its limit."""
-        pool = max(self.pools, key=lambda name: self.peak(name)[1] / self.usable(name))
+        """(pool, phase, bytes) of the GPU that is nearest to its limit; engines on GPUs of their own fill
+        theirs on purpose and are left out."""
+        pools = [pool for pool in self.pools if pool != "vllm"]
+        pool = max(pools, key=lambda name: self.peak(name)[1])
         return pool, *self.peak(pool)
 
     def usable(self, pool: str) -> float:
@@ -201,8 +207,13 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """On the fullest GPU, and on the host."""
-        return self.fullest[2] <= self.usable_bytes and self.host_total <= HOST_LIMIT * self.host_bytes
+        """On every GPU, and on the host."""
+        return not self.overfull and self.host_total <= HOST_LIMIT * self.host_bytes
+
+    @property
+    def overfull(self) -> list[str]:
+        """Pools whose GPUs need more than they have."""
+        return [pool for pool in self.pools if self.peak(pool)[1] > self.usable(pool)]
 
 
 def forecast(job: Job, plan: Plan) -> Forecast:
@@ -215,9 +226,7 @@ def forecast(job: Job, plan: Plan) -> Forecast:
             for phase, parts in phases.items()
         }
     cluster = job.cluster
-    return Forecast(
-        cluster.device.memory_bytes, pools, host_parts(job, plan), cluster.host_gib * GIB
-    )
+    return Forecast(cluster.device.memory_bytes, pools, host_parts(job, plan), cluster.host_gib * GIB)
 
 
 def _models(job: Job) -> dict[str, Model | None]:
@@ -288,8 +297,15 @@ def _forward_work(
         model = models.get(role)
         if model is None:
             continue
-        tokens = forward_tokens(job, training.batching == "dynamic", training.forward_micro, training.cap,
-                                training.ring, training.ds_tp, plan.data_parallel("actor"))
+        tokens = forward_tokens(
+            job,
+            training.batching == "dynamic",
+            training.forward_micro,
+            training.cap,
+            training.ring,
+            training.ds_tp,
+            plan.data_parallel("actor"),
+        )
         work = {
             "activations": forward_activations(model, tokens, training.ds_tp),
             "communication": gathered(model, Share(size, training.zero)),

@@ -119,15 +119,16 @@ def _reasons(job: Job, mine: Planned, others: list[Planned], thumb: Planned | No
     largest = sorted(parts, key=lambda part: -parts[part])[:2]
     usable = mine.forecast.usable_bytes
     yield (
-        f"memory: fullest in {phase} on {pool}, {peak / GIB:.1f} of {usable / GIB:.1f} GiB usable; most of it "
-        + " and ".join(f"{part} {parts[part] / GIB:.1f}" for part in largest)
+        f"memory: fullest in {phase} on {pool}, {peak / GIB:.1f} of {usable / GIB:.1f} GiB usable; "
+        "most of it " + " and ".join(f"{part} {parts[part] / GIB:.1f}" for part in largest)
     )
     phases = mine.step.phases
     longest = max(phases, key=lambda name: phases[name])
     text = f"time: {longest} takes {phases[longest]:.0f} of {mine.step.seconds:.0f} s"
     if longest == "generation" and mine.rollout.tail_share > 0.3:
         text += (
-            f", {mine.rollout.tail_share:.0%} of it after 90 % of the samples are done: the longest responses "
+            f", {mine.rollout.tail_share:.0%} of it after 90 % of the samples are done: the longest "
+            "responses "
             "bind, more GPUs will not help"
         )
     elif longest == "generation" and mine.rollout.preemptions:
@@ -149,7 +150,8 @@ def _reasons(job: Job, mine: Planned, others: list[Planned], thumb: Planned | No
         wait = {name: thumb.step.idle_share(name) for name in thumb.plan.placement.pools}
         worst = max(wait, key=lambda name: wait[name])
         yield (
-            f"the rule of thumb 1 : 1 : 1 takes {thumb.step.seconds:.0f} s on {thumb.plan.placement.gpus} GPUs and "
+            f"the rule of thumb 1 : 1 : 1 takes {thumb.step.seconds:.0f} s on "
+            f"{thumb.plan.placement.gpus} GPUs and "
             f"leaves {worst} idle for {wait[worst]:.0%}"
         )
 

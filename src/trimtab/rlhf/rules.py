@@ -126,7 +126,8 @@ def _groups(command: Command) -> Iterator[Finding]:
             yield Finding(
                 "colocated-sizes",
                 "refused",
-                f"{first} ({here[0]} x {here[1]}) and {second} ({there[0]} x {there[1]}) share GPUs, so their "
+                f"{first} ({here[0]} x {here[1]}) and {second} ({there[0]} x {there[1]}) share "
+                "GPUs, so their "
                 "groups must be alike",
                 dict(zip(others, here, strict=True)),
             )
@@ -138,7 +139,10 @@ def _groups(command: Command) -> Iterator[Finding]:
                     "crashes",
                     f"{role} has {command.world(role)} ranks, the shared group of the actor only "
                     f"{command.world('actor')} places",
-                    {f"{role}_{size}": command[f"actor_{size}"] for size in ("num_nodes", "num_gpus_per_node")},
+                    {
+                        f"{role}_{size}": command[f"actor_{size}"]
+                        for size in ("num_nodes", "num_gpus_per_node")
+                    },
                 )
 
 
@@ -151,7 +155,8 @@ def _hybrid_engines(command: Command) -> Iterator[Finding]:
         yield Finding(
             "engines-fill-actor",
             "refused",
-            f"with {command.flag('colocate_all_models')} engines x tensor parallelism must be the actor's GPUs: "
+            f"with {command.flag('colocate_all_models')} engines x tensor parallelism must be the "
+            "actor's GPUs: "
             f"{command.number('vllm_num_engines')} x {tp} = {gpus}, not {world}",
             {"vllm_num_engines": world // tp} if world % tp == 0 else {},
         )
@@ -161,8 +166,11 @@ def _second_group(command: Command) -> Iterator[Finding]:
     if command.on("colocate_all_models") and command.on("colocate_critic_reward") and command.has["critic"]:
         yield Finding(
             "second-group",
-            "hangs" if command.owned is not None and sum(demand(command).values()) > command.owned else "trap",
-            f"{command.flag('colocate_critic_reward')} beside {command.flag('colocate_all_models')} makes a second "
+            "hangs"
+            if command.owned is not None and sum(demand(command).values()) > command.owned
+            else "trap",
+            f"{command.flag('colocate_critic_reward')} beside {command.flag('colocate_all_models')} "
+            "makes a second "
             f"group of {command.world('critic')} GPUs for critic and reward; leave it out",
             {"colocate_critic_reward": None, "colocate_actor_ref": None},
         )
@@ -205,7 +213,8 @@ def _parallelism(command: Command) -> Iterator[Finding]:
             "crashes",
             f"{command.flag('ring_attn_size')} {command.number('ring_attn_size')} x "
             f"{command.flag('ds_tensor_parallel_size')} {command.number('ds_tensor_parallel_size')} does not "
-            f"divide the {command.world(uneven[0])} GPUs of {', '.join(uneven)}: OpenRLHF's checks pass, then "
+            f"divide the {command.world(uneven[0])} GPUs of {', '.join(uneven)}: OpenRLHF's checks "
+            "pass, then "
             "init_device_mesh fails",
         )
     if command.number("ds_tensor_parallel_size") > 1 and command.number("zero_stage") == 3:
@@ -222,14 +231,16 @@ def _parallelism(command: Command) -> Iterator[Finding]:
         degree = command.number(name)
         if degree > 1 and heads % degree:
             yield Finding(
-                "heads-divide", "crashes", f"{command.flag(name)} {degree} does not divide the {heads} heads of "
-                f"{command.model.name}",
-            )  # fmt: skip
+                "heads-divide",
+                "crashes",
+                f"{command.flag(name)} {degree} does not divide the {heads} heads of {command.model.name}",
+            )
         elif name == "ds_tensor_parallel_size" and degree > 1 and kv % degree:
             yield Finding(
-                "heads-divide", "crashes", f"{command.flag(name)} {degree} does not divide the {kv} KV heads of "
-                f"{command.model.name}",
-            )  # fmt: skip
+                "heads-divide",
+                "crashes",
+                f"{command.flag(name)} {degree} does not divide the {kv} KV heads of {command.model.name}",
+            )
 
 
 def _batches(command: Command) -> Iterator[Finding]:
@@ -243,104 +254,185 @@ def _batches(command: Command) -> Iterator[Finding]:
             yield Finding(
                 "batch-divides",
                 "crashes",
-                f"{command.flag('train_batch_size')} {batch} does not divide by micro-batch {micro} x {ranks} ranks "
+                f"{command.flag('train_batch_size')} {batch} does not divide by micro-batch {micro} "
+                f"x {ranks} ranks "
                 f"of {role}: DeepSpeed's batch check fails",
                 {"train_batch_size": nearest},
             )
-    ranks = command.world("actor") // command.number("ring_attn_size") // command.number("ds_tensor_parallel_size")
+    ranks = (
+        command.world("actor")
+        // command.number("ring_attn_size")
+        // command.number("ds_tensor_parallel_size")
+    )
     forward = max(1, command.number("micro_rollout_batch_size"))
     if command.samples // forward < ranks:
         yield Finding(
             "enough-batches",
             "refused",
-            f"{command.samples} samples in micro-batches of {forward} are fewer than the actor's {ranks} ranks",
+            f"{command.samples} samples in micro-batches of {forward} are fewer than the actor's "
+            f"{ranks} ranks",
             {"micro_rollout_batch_size": max(1, command.samples // max(1, ranks))},
         )
     if batch > command.samples:
-        yield Finding("batch-divides", "crashes", f"{command.flag('train_batch_size')} {batch} is more than the "
-                      f"{command.samples} samples of a rollout: no step is ever made")  # fmt: skip
+        yield Finding(
+            "batch-divides",
+            "crashes",
+            f"{command.flag('train_batch_size')} {batch} is "
+            "more than the "
+            f"{command.samples} samples of a rollout: no step is ever made",
+        )
     elif command.samples % batch:
-        yield Finding("dropped-samples", "trap", f"{command.samples % batch} of {command.samples} samples are dropped "
-                      f"in every rollout: they do not fill a batch of {batch}")  # fmt: skip
+        yield Finding(
+            "dropped-samples",
+            "trap",
+            f"{command.samples % batch} of {command.samples} "
+            "samples are dropped "
+            f"in every rollout: they do not fill a batch of {batch}",
+        )
     if dynamic and command.given.keys() & {"micro_train_batch_size"}:
-        yield Finding("micro-ignored", "ignored", f"{command.flag('micro_train_batch_size')} has no effect with "
-                      f"{command.flag('use_dynamic_batch')}")  # fmt: skip
+        yield Finding(
+            "micro-ignored",
+            "ignored",
+            f"{command.flag('micro_train_batch_size')} has no "
+            "effect with "
+            f"{command.flag('use_dynamic_batch')}",
+        )
 
 
 def _engines(command: Command) -> Iterator[Finding]:
-    packs = command.on("packing_samples") or command.on("use_dynamic_batch") or command.number("ring_attn_size") > 1
+    packs = (
+        command.on("packing_samples")
+        or command.on("use_dynamic_batch")
+        or command.number("ring_attn_size") > 1
+    )
     if packs and not command.number("vllm_num_engines"):
         why = "a TypeError" if command["vllm_num_engines"] is None else "an assertion"
-        yield Finding("packing-engines", "refused", f"packing needs {command.flag('vllm_num_engines')} > 0; "
-                      f"without it {why} ends the run")  # fmt: skip
+        yield Finding(
+            "packing-engines",
+            "refused",
+            f"packing needs {command.flag('vllm_num_engines')} > 0; without it {why} ends the run",
+        )
     if command.on("async_train") and not command.number("vllm_num_engines"):
         yield Finding("async-engines", "crashes", f"{command.flag('async_train')} needs engines of its own")
     if command.on("vllm_enable_sleep"):
         if not command.on("colocate_all_models"):
-            yield Finding("sleep-alone", "ignored", f"{command.flag('vllm_enable_sleep')} is switched off without "
-                          f"{command.flag('colocate_all_models')}", {"vllm_enable_sleep": None})  # fmt: skip
+            yield Finding(
+                "sleep-alone",
+                "ignored",
+                f"{command.flag('vllm_enable_sleep')} is "
+                "switched off without "
+                f"{command.flag('colocate_all_models')}",
+                {"vllm_enable_sleep": None},
+            )
         elif command.on("async_train"):
-            yield Finding("async-sleep", "refused", "asynchronous training is not supported with "
-                          f"{command.flag('vllm_enable_sleep')}", {"vllm_enable_sleep": None})  # fmt: skip
+            yield Finding(
+                "async-sleep",
+                "refused",
+                f"asynchronous training is not supported with {command.flag('vllm_enable_sleep')}",
+                {"vllm_enable_sleep": None},
+            )
     if command.on("partial_rollout") and not command.on("async_train"):
-        yield Finding("partial-async", "refused", f"{command.flag('partial_rollout')} needs "
-                      f"{command.flag('async_train')}", {"async_train": True})  # fmt: skip
+        yield Finding(
+            "partial-async",
+            "refused",
+            f"{command.flag('partial_rollout')} needs {command.flag('async_train')}",
+            {"async_train": True},
+        )
     utilization = float(str(command["vllm_gpu_memory_utilization"]))
     if not 0 < utilization <= 1:
-        yield Finding("utilization", "crashes", f"{command.flag('vllm_gpu_memory_utilization')} {utilization:g} must "
-                      "be above 0 and at most 1")  # fmt: skip
+        yield Finding(
+            "utilization",
+            "crashes",
+            f"{command.flag('vllm_gpu_memory_utilization')} {utilization:g} must be above 0 and at most 1",
+        )
     elif command.hybrid and "vllm_gpu_memory_utilization" not in command.given:
-        yield Finding("utilization", "trap", f"{command.flag('vllm_gpu_memory_utilization')} is 0.95 by default, which "
-                      "leaves nothing for the other models on these GPUs", {"vllm_gpu_memory_utilization": 0.5})  # fmt: skip
+        yield Finding(
+            "utilization",
+            "trap",
+            f"{command.flag('vllm_gpu_memory_utilization')} is "
+            "0.95 by default, which "
+            "leaves nothing for the other models on these "
+            "GPUs",
+            {"vllm_gpu_memory_utilization": 0.5},
+        )
 
 
 def _deepspeed(command: Command) -> Iterator[Finding]:
     stage, version = command.number("zero_stage"), command.version
     if command.on("deepspeed_enable_sleep"):
         if command.on("adam_offload"):
-            yield Finding("sleep-offload", "ignored", f"{command.flag('deepspeed_enable_sleep')} does nothing with "
-                          f"{command.flag('adam_offload')}")  # fmt: skip
+            yield Finding(
+                "sleep-offload",
+                "ignored",
+                f"{command.flag('deepspeed_enable_sleep')} does nothing with {command.flag('adam_offload')}",
+            )
         elif stage != 3 and not sleeps_below_zero_3(version):
             yield Finding(
                 "sleep-zero",
                 "crashes",
-                f"{command.flag('deepspeed_enable_sleep')} needs {command.flag('zero_stage')} 3 with DeepSpeed "
+                f"{command.flag('deepspeed_enable_sleep')} needs {command.flag('zero_stage')} 3 "
+                "with DeepSpeed "
                 f"{stack_of(version)['deepspeed']} (0.17.5 or older): NotImplementedError",
                 {"zero_stage": 3},
             )
-    offloads = [name for name in ("ref_reward_offload", "ref.offload", "reward.offload") if command.given.get(name)]
+    offloads = [
+        name for name in ("ref_reward_offload", "ref.offload", "reward.offload") if command.given.get(name)
+    ]
     if offloads and stage < 3:
-        yield Finding("offload-zero", "ignored", f"{command.flag(offloads[0])} has an effect with "
-                      f"{command.flag('zero_stage')} 3 only", {"zero_stage": 3})  # fmt: skip
+        yield Finding(
+            "offload-zero",
+            "ignored",
+            f"{command.flag(offloads[0])} has an effect with {command.flag('zero_stage')} 3 only",
+            {"zero_stage": 3},
+        )
     bf16 = all_flags()["bf16"].spelling(version)
     if bf16 and not command.on("bf16"):
-        yield Finding("bf16", "trap", f"--bf16 is off by default in OpenRLHF {version}: DeepSpeed would train in "
-                      "fp32", {"bf16": True})  # fmt: skip
+        yield Finding(
+            "bf16",
+            "trap",
+            f"--bf16 is off by default in OpenRLHF {version}: DeepSpeed would train in fp32",
+            {"bf16": True},
+        )
 
 
 def _algorithm(command: Command) -> Iterator[Finding]:
     estimator = str(command["advantage_estimator"])
     grouped = [name for name in GROUPED if name != "dr_grpo" or version_key(command.version) >= (0, 10, 2)]
     if estimator in grouped and command.number("n_samples_per_prompt") < 2:
-        yield Finding("grouped-samples", "refused", f"{estimator} needs {command.flag('n_samples_per_prompt')} > 1")
+        yield Finding(
+            "grouped-samples", "refused", f"{estimator} needs {command.flag('n_samples_per_prompt')} > 1"
+        )
     if not command.has["critic"]:
         given = [name for name in command.given if name.startswith("critic_") and "learning" not in name]
         if given:
             yield Finding("no-critic", "ignored", f"{command.flag(given[0])}: {estimator} has no critic")
     elif command["reward_pretrain"] is None and not command.remote and command["critic_pretrain"] is None:
-        yield Finding("reward-missing", "refused", f"give {command.flag('reward_pretrain')} or "
-                      f"{command.flag('remote_rm_url')}: the critic starts from it")  # fmt: skip
+        yield Finding(
+            "reward-missing",
+            "refused",
+            f"give {command.flag('reward_pretrain')} or "
+            f"{command.flag('remote_rm_url')}: the critic starts from it",
+        )
     if command["eval_dataset"] and not command.remote:
-        yield Finding("eval-remote", "refused", f"{command.flag('eval_dataset')} needs "
-                      f"{command.flag('remote_rm_url')}")  # fmt: skip
+        yield Finding(
+            "eval-remote", "refused", f"{command.flag('eval_dataset')} needs {command.flag('remote_rm_url')}"
+        )
     if command.on("dynamic_filtering") and (not command.remote or command.number("n_samples_per_prompt") < 2):
-        yield Finding("filtering", "refused", f"{command.flag('dynamic_filtering')} needs "
-                      f"{command.flag('remote_rm_url')} and several samples of a prompt")  # fmt: skip
+        yield Finding(
+            "filtering",
+            "refused",
+            f"{command.flag('dynamic_filtering')} needs "
+            f"{command.flag('remote_rm_url')} and several samples of a prompt",
+        )
     generate = command.number("vllm_generate_batch_size")
-    if generate > command.number("rollout_batch_size") and not command.on("async_train"):
-        if version_key(command.version) >= version_key("0.9.8"):
-            yield Finding("oversampling", "refused", f"{command.flag('vllm_generate_batch_size')} above the rollout "
-                          f"batch needs {command.flag('async_train')}")  # fmt: skip
+    beyond = generate > command.number("rollout_batch_size") and not command.on("async_train")
+    if beyond and version_key(command.version) >= version_key("0.9.8"):
+        yield Finding(
+            "oversampling",
+            "refused",
+            f"{command.flag('vllm_generate_batch_size')} above the rollout batch needs "
+            f"{command.flag('async_train')}",
+        )
 
 
 def _stability(command: Command) -> Iterator[Finding]:
@@ -351,18 +443,35 @@ def _stability(command: Command) -> Iterator[Finding]:
         per_step = 0.2 * command.samples / max(1, command.number("kl_horizon"))
         what = "and below zero at once" if per_step >= 1 else f"by {100 * per_step:.2g} % in every step"
         if float(str(target)) > 1:
-            yield Finding("kl-target", "trap", f"{command.flag('kl_target')} {target:g} is a scale of whole sequences; "
-                          f"OpenRLHF's kl is a mean per token, far below it, so the coefficient falls {what}: "
-                          "0.01 to 0.1 is the right scale")  # fmt: skip
+            yield Finding(
+                "kl-target",
+                "trap",
+                f"{command.flag('kl_target')} {target:g} is a scale "
+                "of whole sequences; "
+                "OpenRLHF's kl is a mean per token, far below it, so the coefficient "
+                f"falls {what}: "
+                "0.01 to 0.1 is the right scale",
+            )
     for name in ("top_p",):
         if float(str(command[name])) < 1:
-            yield Finding("sampling", "trap", f"{command.flag(name)} {command[name]} cuts the sampling distribution but "
-                          "not the training one: log-probabilities no longer match, KL may go below zero",
-                          {name: 1.0})  # fmt: skip
+            yield Finding(
+                "sampling",
+                "trap",
+                f"{command.flag(name)} {command[name]} cuts the "
+                "sampling distribution but "
+                "not the training one: log-probabilities no longer match, KL may go below zero",
+                {name: 1.0},
+            )
     bounds = command["eps_clip_low_high"]
     if isinstance(bounds, list) and bounds[1] > float(str(command["eps_clip"])):
-        yield Finding("clip-higher", "trap", f"{command.flag('eps_clip_low_high')} {bounds[0]:g} {bounds[1]:g} is looser "
-                      f"than {command.flag('eps_clip')} {command['eps_clip']:g}, not more conservative")  # fmt: skip
+        yield Finding(
+            "clip-higher",
+            "trap",
+            f"{command.flag('eps_clip_low_high')} {bounds[0]:g} "
+            f"{bounds[1]:g} is looser "
+            f"than {command.flag('eps_clip')} {command['eps_clip']:g}, not more "
+            "conservative",
+        )
 
 
 RULES: tuple[Rule, ...] = (

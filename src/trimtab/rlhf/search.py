@@ -19,7 +19,8 @@ from trimtab.errors import TrimtabError
 from trimtab.rlhf import memory, steps
 from trimtab.rlhf.columns import Array, Mask, PoolColumns, Tables, group_sizes
 from trimtab.rlhf.flags import version_key
-from trimtab.rlhf.job import Job
+from trimtab.rlhf.generation import kv_capacity
+from trimtab.rlhf.job import GIB, Job
 from trimtab.rlhf.placement import ROLES, Placement, Plan, Serving
 
 UTILIZATIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -91,25 +92,29 @@ def equal_split(job: Job) -> Found | None:
     if chosen is None:
         return None
     for engines in _engines(tables, each[0], False):
-        place = Placement("distributed", sharing, *_groups(tables, each[0]), engines.count, engines.tp)
+        place = Placement(
+            "distributed", sharing, engines=engines.count, tp=engines.tp, **_groups(tables, each[0])
+        )
         keeper.offer(place, engines.serving, chosen, engines.generation, _update(job, False))
     return keeper.best()[0] if keeper.found else None
 
 
 def _nothing(job: Job, keeper: Keeper) -> str:
     cluster = job.cluster
-    if keeper.legal == 0:
+    degrees = keeper.tables.degrees()
+    if all(kv_capacity(job, tp, UTILIZATIONS[-1]) < job.max_tokens for tp in degrees):
         return (
-            f"no plan is legal for {job.actor.name} on {cluster.gpus} GPUs: train_batch {job.train_batch} must "
-            f"divide by micro-batch x ranks, the heads ({job.actor.heads}) by tensor parallelism, and an "
-            f"engine must hold a sequence of {job.max_tokens:,} tokens"
+            f"no engine can hold {job.actor.name} and a sequence of {job.max_tokens:,} tokens: tensor "
+            f"parallelism may be {', '.join(map(str, degrees))} on {cluster.device.name}; use "
+            "a larger device or shorter sequences"
         )
-    over, limit = keeper.nearest / memory.GIB, keeper.usable / memory.GIB
+    over, limit = keeper.nearest / GIB, keeper.usable / GIB
     what = f"the nearest plan needs {over:.1f} GiB of the {limit:.1f} usable on a GPU"
     if over <= limit:
         what = f"plans that fit on the GPUs need more than {cluster.host_gib:g} GiB of host memory per node"
     return (
-        f"nothing fits: {job.actor.name} with {job.algorithm} on {cluster.gpus} x {cluster.device.name}: {what}; "
+        f"nothing fits: {job.actor.name} with {job.algorithm} on {cluster.gpus} x "
+        f"{cluster.device.name}: {what}; "
         "use more GPUs, a larger device, shorter sequences or a LoRA"
     )
 
@@ -137,7 +142,7 @@ class Keeper:
         cluster = self.job.cluster
         limit = SAFE if self.job.goal == "safest" else 1.0
         self.usable = cluster.device.memory_bytes * (1 - memory.SLACK) * limit
-        self.host = cluster.host_gib * memory.GIB * memory.HOST_LIMIT * limit
+        self.host = cluster.host_gib * GIB * memory.HOST_LIMIT * limit
         self.burden = 1 + SWITCH * tables.switches
 
     def learners(self, learn: Array, peak: Array, host: Array, legal: Mask, times: int) -> Learners | None:
@@ -157,24 +162,37 @@ class Keeper:
         row = int(rows[best])
         return Learners(row, float(learn[row]), float(cost[best]), float(peak[row]), num_legal, len(rows))
 
+    def worth(
+        self,
+        kind: tuple[str, str],
+        gpus: int,
+        throws: int,
+        chosen: Learners,
+        generation: float,
+        update: float,
+    ) -> tuple[float, ...] | None:
+        """The key of a placement of a ``kind`` (mode, sharing); None where it is not among the best."""
+        if not np.isfinite(generation):
+            return None
+        join = max if kind[0] == "async" else _sum
+        cost = join(generation * (1 + SWITCH * throws), chosen.cost) + update
+        # Where one side waits for the other anyway, the lighter load still counts a little.
+        cost += 1e-3 * (generation + chosen.cost)
+        key = (float(gpus), cost) if self.job.goal == "fewest" else (cost,)
+        kept = self.found.get(kind, [])
+        return None if len(kept) == PREFERRED and key >= kept[-1][0] else key
+
     def offer(
         self, placement: Placement, serving: Serving, chosen: Learners, generation: float, update: float
     ) -> None:
         """A placement with its engines; kept if it is among the best of its kind."""
-        if not np.isfinite(generation):
-            return
         throws = serving.eager + serving.vllm_sleep + serving.ds_sleep + serving.partial
-        asynchronous = placement.mode == "async"
-        join = max if asynchronous else _sum
-        cost = join(generation * (1 + SWITCH * throws), chosen.cost) + update
-        # Where one side waits for the other anyway, the lighter load still counts a little.
-        cost += 1e-3 * (generation + chosen.cost)
-        key: tuple[float, ...] = (cost,)
-        if self.job.goal == "fewest":
-            key = (float(placement.gpus), *key)
-        kept = self.found.setdefault((placement.mode, placement.sharing), [])
-        if len(kept) == PREFERRED and key >= kept[-1][0]:
+        kind = (placement.mode, placement.sharing)
+        key = self.worth(kind, placement.gpus, throws, chosen, generation, update)
+        if key is None:
             return
+        join = max if placement.mode == "async" else _sum
+        kept = self.found.setdefault(kind, [])
         plan = Plan(placement, self.tables.rows.training(chosen.row), serving)
         kept.append((key, Found(plan, join(generation, chosen.seconds) + update, chosen.peak)))
         kept.sort(key=lambda entry: entry[0])
@@ -197,8 +215,8 @@ def _update(job: Job, hybrid: bool) -> float:
     return float(steps.sync_seconds(job.actor, job.cluster, hybrid)) + steps.FIXED
 
 
-def _groups(tables: Tables, size: int) -> tuple[int, ...]:
-    return tuple(size if role in tables.models else 0 for role in ROLES)
+def _groups(tables: Tables, size: int) -> dict[str, int]:
+    return {role: size if role in tables.models else 0 for role in ROLES}
 
 
 def _hybrid(tables: Tables, keeper: Keeper) -> None:
@@ -222,7 +240,7 @@ def _hybrid(tables: Tables, keeper: Keeper) -> None:
                     continue
                 wake = 2 * float(steps.sleep_seconds(job.actor, tp)) if vllm_sleep else 0.0
                 generation = tables.generation(size, tp, utilization, eager, False) + wake
-                place = Placement("hybrid", "all", *_groups(tables, size), size // tp, tp)
+                place = Placement("hybrid", "all", engines=size // tp, tp=tp, **_groups(tables, size))
                 serving = Serving(utilization, vllm_sleep, ds_sleep, eager, job.samples > 1)
                 keeper.offer(place, serving, chosen, generation, update)
 
@@ -292,7 +310,7 @@ def _together(tables: Tables, keeper: Keeper) -> None:
             continue
         for (mode, partial), gpus in itertools.product(modes, _lefts(job, job.cluster.gpus - size)):
             for engines in _engines(tables, gpus, partial):
-                place = Placement(mode, "all", *_groups(tables, size), engines.count, engines.tp)
+                place = Placement(mode, "all", engines=engines.count, tp=engines.tp, **_groups(tables, size))
                 serving = replace(engines.serving, ds_sleep=ds_sleep)
                 keeper.offer(place, serving, chosen, engines.generation, update)
 
@@ -316,14 +334,18 @@ def _apart(sharing: str) -> Callable[[Tables, Keeper], None]:
             if chosen is None:
                 continue
             groups = {role: size for size, roles in zip(sizes, pools, strict=True) for role in roles}
-            sized = [groups.get(role, 0) for role in ROLES]
+            sized = {role: groups.get(role, 0) for role in ROLES}
             for (mode, partial), gpus in itertools.product(
                 _modes(job), _lefts(job, job.cluster.gpus - sum(sizes))
             ):
                 if (gpus, partial) not in cache:
                     cache[gpus, partial] = _engines(tables, gpus, partial)
                 for engines in cache[gpus, partial]:
-                    place = Placement(mode, sharing, *sized, engines.count, engines.tp)
+                    used = sum(sizes) + engines.count * engines.tp
+                    throws = engines.serving.eager + engines.serving.partial
+                    if not keeper.worth((mode, sharing), used, throws, chosen, engines.generation, update):
+                        continue
+                    place = Placement(mode, sharing, engines=engines.count, tp=engines.tp, **sized)
                     keeper.offer(place, engines.serving, chosen, engines.generation, update)
 
     return cover

@@ -53,7 +53,11 @@ class Simulated:
             "engines_idle_share": round(self.rollout.idle_share, 4),
             "preemptions": self.rollout.preemptions,
             "alternatives": [
-                {"name": each.name, "generation_s": round(each.generation, 3), "step_s": round(each.seconds, 3)}
+                {
+                    "name": each.name,
+                    "generation_s": round(each.generation, 3),
+                    "step_s": round(each.seconds, 3),
+                }
                 for each in self.alternatives
             ],
         }

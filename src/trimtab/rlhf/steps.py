@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from trimtab.exectime.kernels import get_efficiency
 from trimtab.hardware import Model
 from trimtab.rlhf.flags import FOLDER
 from trimtab.rlhf.job import Cluster, Job
@@ -25,7 +26,7 @@ HALF_TOKENS = 512.0  # tokens of a micro-batch at which half of that is reached
 LAUNCH = 0.010  # s per micro-batch and 32 layers: kernel launches of forward and backward, hooks
 PCIE = 20e9  # bytes/s of one GPU to its host
 HOST_ADAM = 2e9  # parameters/s of one node
-LINK = 0.6  # of a published link, one direction, that collectives reach
+NETWORK = 0.6  # of a node's network that a broadcast reaches
 PER_TENSOR = 0.8e-3  # s for each tensor of a weight update
 HIDDEN = 0.8  # of communication that can hide behind computation
 FIXED = 4.0  # s per step outside all phases: data, Ray, logging
@@ -74,12 +75,18 @@ def reached(model: Model, micro: Number) -> Number:
     return REACHED * experts * micro / (micro + HALF_TOKENS)
 
 
+def inside_rate(cluster: Cluster) -> float:
+    """Bytes/s of one GPU in a collective inside a node: what large all-reduces were measured to reach."""
+    fraction = get_efficiency(cluster.device.efficiency).link
+    return fraction * cluster.device.link_gb_s / 2 * 1e9
+
+
 def link_rate(cluster: Cluster, gpus: Number) -> Number:
     """Bytes/s of one GPU in a collective over ``gpus``: links inside a node, the network beyond it.
 
     Collectives of whole nodes send through every GPU's own port.
     """
-    inside = LINK * cluster.device.link_gb_s / 2 * 1e9
+    inside = inside_rate(cluster)
     return np.where(np.asarray(gpus) <= cluster.gpus_per_node, inside, np.minimum(inside, cluster.network))
 
 
@@ -113,15 +120,22 @@ def forward_seconds(
     tp: Number = 1,
     offload: Number = False,
 ) -> Number:
-    """A pass without gradients over all samples. ``micro`` is the tokens of a micro-batch over its GPUs, of
-    which ``shards`` = ring x ``tp`` share it; ``padded`` >= 1: computed over real tokens. ``offload``: under ZeRO-3 each micro-batch fetches the weights from the host."""
+    """A pass without gradients over all samples.
+
+    ``micro`` is the tokens of a micro-batch on one GPU, of which ``shards`` = ring x ``tp`` share it;
+    ``padded`` >= 1: computed over real tokens. ``offload``: under ZeRO-3 each micro-batch fetches the weights
+    from the host.
+    """
     flops = padded * forward_flops(work.model, work.head, work.tokens, work.squares)
     compute = flops / (world * cluster.device.peak_flops * reached(work.model, micro * tp))
     batches = number_of_micro(padded * work.tokens, micro * shards, world / shards)
     gather = np.where(zero >= 3, 2.0 * work.model.parameters / link_rate(cluster, world), 0.0) * batches
-    fetched = np.where((zero >= 3) & np.asarray(offload, bool), 2.0 * work.model.parameters / world / PCIE, 0.0)
+    fetched = np.where(
+        (zero >= 3) & np.asarray(offload, bool), 2.0 * work.model.parameters / world / PCIE, 0.0
+    )
     launches = batches * LAUNCH / 3 * work.model.layers / 32
-    return hidden(compute, gather + fetched * batches) + launches
+    shared = shard_seconds(work, cluster, world, padded, shards)
+    return hidden(compute, gather + fetched * batches) + shared + launches
 
 
 def train_seconds(
@@ -149,15 +163,20 @@ def train_seconds(
     # gradients in each micro-batch, ZeRO-1 once per update.
     times = np.where(zero >= 3, passes * batches, np.where(zero >= 2, batches, updates))
     exchange = np.where(np.asarray(world) > 1, times * size / rate, 0.0)
-    # A ring passes keys and values around, tensor parallelism reduces activations twice per layer and pass.
-    inside = LINK * cluster.device.link_gb_s / 2 * 1e9
-    shared = 8.0 * work.model.layers * padded * work.tokens / world * shards * work.model.hidden * 2 / inside
-    exchange = exchange + np.where(np.asarray(shards) > 1, shared, 0.0)
     hides = np.where((zero >= 3) | np.asarray(overlap, bool), HIDDEN, 0.4)
     launches = batches * LAUNCH * work.model.layers / 32
-    return hidden(compute, exchange, hides) + launches + updates * update_seconds(
-        work.model, cluster, world, adam_offload
-    )
+    shared = (passes - 1) * shard_seconds(work, cluster, world, padded, shards)
+    update = updates * update_seconds(work.model, cluster, world, adam_offload)
+    return hidden(compute, exchange, hides) + shared + launches + update
+
+
+def shard_seconds(work: Pass, cluster: Cluster, world: Number, padded: Number, shards: Number) -> Number:
+    """What ring and tensor parallelism exchange in one pass, which nothing hides: all-reduces of the hidden
+    states twice per layer."""
+    tokens = padded * work.tokens / world * shards
+    moved = 2 * (np.asarray(shards) - 1) / shards * tokens * work.model.hidden * 2
+    seconds = 2.0 * work.model.layers * moved / inside_rate(cluster)
+    return np.where(np.asarray(shards) > 1, seconds, 0.0)
 
 
 def hidden(compute: Number, exchange: Number, share: Number = HIDDEN) -> Number:
@@ -188,7 +207,7 @@ def sync_seconds(model: Model, cluster: Cluster, hybrid: Number) -> Number:
     """New weights to the engines: tensor by tensor, by CUDA IPC when hybrid, else broadcast, whose time
     hardly depends on the number of engines."""
     tensors = model.layers * (9 + model.experts * model.mlp_matrices)
-    rate = np.where(hybrid, LINK * cluster.device.link_gb_s / 2 * 1e9, LINK * cluster.network)
+    rate = np.where(hybrid, inside_rate(cluster), NETWORK * cluster.network)
     return tensors * PER_TENSOR + 2.0 * model.parameters / rate
 
 

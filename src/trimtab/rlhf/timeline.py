@@ -63,8 +63,15 @@ def phase_seconds(job: Job, plan: Plan, generation_s: float | None = None) -> di
     place, training, serving, cluster = plan.placement, plan.training, plan.serving, job.cluster
     factor = steps.calibration_of(cluster)
     if generation_s is None:
-        generation_s = estimate(job, place.engines, place.tp, serving.utilization, serving.eager,
-                                serving.prefix_caching, serving.partial)
+        generation_s = estimate(
+            job,
+            place.engines,
+            place.tp,
+            serving.utilization,
+            serving.eager,
+            serving.prefix_caching,
+            serving.partial,
+        )
     phases = {"generation": factor.generation * generation_s}
     shards = training.ring * training.ds_tp
     kind = batching_code(training.batching)
@@ -128,8 +135,11 @@ def schedule(job: Job, plan: Plan, rollout: Rollout | None = None) -> Step:
     update = phases["weights"] + phases["fixed"]
     trainer = plan.placement.pool_of("actor")
     spans = [generation, *spans]
-    spans += [Span(pool, "weights", both, both + phases["weights"]) for pool in pools
-              if pool in (engine_pool, trainer)]
+    spans += [
+        Span(pool, "weights", both, both + phases["weights"])
+        for pool in pools
+        if pool in (engine_pool, trainer)
+    ]
     staleness = plan.serving.queue + 1 if asynchronous else 0
     return Step(tuple(spans), both + update, phases, staleness)
 

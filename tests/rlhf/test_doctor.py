@@ -85,6 +85,15 @@ LINES = {  # as published in issues and sources, with what a rank's output is pr
     ),
     "sleep-ignored": "Set args.vllm_enable_sleep to False when args.colocate_all_models is disabled.",
     "attention-missing": "ImportError: FlashAttention2 has been toggled on, but it cannot be used due to",
+    "network-between-hosts": (
+        "node-0:1112:13532 [0] ibvwrap.c:160 NCCL WARN Call to ibv_modify_qp failed with error "
+        "Connection timed out"
+    ),
+    "vllm-version": "AttributeError: 'LLMEngine' object has no attribute 'model_executor'",
+    "worker-died": (
+        "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker "
+        "exit detail: Worker unexpectedly exits with a connection error code 2. End of file."
+    ),
     "ring-mesh": "RuntimeError: Mesh should not be bigger than default world size 8, but found 9 ranks!",
 }
 HEALTHY = """
@@ -149,6 +158,21 @@ def test_fixes_speak_the_version_at_hand(tmp_path: Path) -> None:
     assert "shorten --generate_max_len, or --max_len" in diagnose([path]).findings[0].fix
     dotted = diagnose([path], version="0.10.2").findings[0].fix
     assert "shorten --rollout.max_new_tokens, or --data.max_len" in dotted
+
+
+def test_a_printed_script_tells_the_version(tmp_path: Path) -> None:
+    script = "ray job submit -- python3 -m openrlhf.cli.train_ppo_ray \\\n   --colocate_all_models \\\n"
+    old = written(tmp_path, script + "   --flash_attn --generate_max_len 512\n" + LINES["host-memory"])
+    assert diagnose([old]).version == "0.8.9"
+    new = written(
+        tmp_path, script.replace("colocate_all_models", "train.colocate_all") + LINES["host-memory"]
+    )
+    assert diagnose([new]).version.startswith("0.11")
+
+
+def test_a_dead_worker_is_no_cause_where_another_is_known(tmp_path: Path) -> None:
+    both = "\n".join([LINES["worker-died"], LINES["host-memory"]])
+    assert names(written(tmp_path, both)) == ["host-memory"]
 
 
 def test_a_cause_hides_what_follows_from_it(tmp_path: Path) -> None:

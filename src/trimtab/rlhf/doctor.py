@@ -24,6 +24,7 @@ from trimtab.rlhf.measure_rules import symptoms
 SIGNATURES = Path(__file__).parent.parent / "data" / "rlhf" / "signatures.yaml"
 CONFIDENCE = ("high", "medium", "low")
 DIGITS = re.compile(r"\d+")
+MOST_FLAGS = 200  # lines of a script
 LONGEST = 200  # characters of a line that is shown
 
 
@@ -84,9 +85,16 @@ def diagnose(paths: list[Path], profile: str = "default", version: str | None = 
 
 def version_in(logs: Logs) -> str:
     """The version whose flags a command in the logs has; the latest without one."""
-    for _, text in logs.lines:
-        if "train_ppo_ray" in text and "--" in text:
-            return guess_version(text.split())
+    for number, (_, text) in enumerate(logs.lines):
+        if "train_ppo_ray" in text:
+            flags = text.split()
+            # A script that was printed: its flags stand on the lines that follow.
+            for _, further in logs.lines[number + 1 : number + MOST_FLAGS]:
+                if not further.startswith("--"):
+                    break
+                flags += further.split()
+            if any(word.startswith("--") for word in flags):
+                return guess_version(flags)
     return LATEST
 
 
@@ -144,6 +152,8 @@ def _by_lines(logs: Logs, version: str) -> list[Finding]:
                 rule["source"], len(seen), tuple(rule.get("hides", ())),
             )
         )  # fmt: skip
+    if any(not signatures()[finding.name].get("last_resort") for finding in found):
+        found = [finding for finding in found if not signatures()[finding.name].get("last_resort")]
     return found
 
 

@@ -170,6 +170,16 @@ def test_a_printed_script_tells_the_version(tmp_path: Path) -> None:
     assert diagnose([new]).version.startswith("0.11")
 
 
+def test_a_job_that_waits_is_told_what_it_asks_for(tmp_path: Path) -> None:
+    """The tuning guide's example for 48 GPUs asks for 64, and hangs."""
+    script = """+ python3 -m openrlhf.cli.train_ppo_ray \\
+      --actor_num_nodes 2 --actor_num_gpus_per_node 8 --critic_num_nodes 2 --critic_num_gpus_per_node 8 \\
+      --vllm_num_engines 4 --vllm_tensor_parallel_size 4 --zero_stage 3 --pretrain a --reward_pretrain b
+"""
+    (found,) = diagnose([written(tmp_path, script + LINES["placement-pending"])]).findings
+    assert "asks for 64 GPUs" in found.fix[0]
+
+
 def test_a_dead_worker_is_no_cause_where_another_is_known(tmp_path: Path) -> None:
     both = "\n".join([LINES["worker-died"], LINES["host-memory"]])
     assert names(written(tmp_path, both)) == ["host-memory"]

@@ -8,7 +8,7 @@ change, in the flags of the version at hand.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ from typing import Any
 import yaml
 
 from trimtab.errors import TrimtabError, unknown
-from trimtab.rlhf.flags import LATEST, all_flags, checked_version, guess_version
+from trimtab.rlhf.flags import LATEST, all_flags, checked_version, guess_version, parse, words_of
 from trimtab.rlhf.log_files import Logs, read_logs
 from trimtab.rlhf.measure_ranges import PROFILES, Symptom
 from trimtab.rlhf.measure_rules import symptoms
+from trimtab.rlhf.rules import Command, demand
 
 SIGNATURES = Path(__file__).parent.parent / "data" / "rlhf" / "signatures.yaml"
 CONFIDENCE = ("high", "medium", "low")
 DIGITS = re.compile(r"\d+")
+WAITING = "placement-pending"
 MOST_FLAGS = 200  # lines of a script
 LONGEST = 200  # characters of a line that is shown
 
@@ -75,27 +77,44 @@ def diagnose(paths: list[Path], profile: str = "default", version: str | None = 
     logs = read_logs(paths)
     if not logs.lines and not logs.measures:
         raise TrimtabError(f"nothing to read in {', '.join(map(str, paths))}: no lines, no measures")
-    spoken = checked_version(version) if version else version_in(logs)
+    words = command_in(logs)
+    spoken = checked_version(version) if version else guess_version(words) if words else LATEST
     found = [*_by_lines(logs, spoken), *_by_measures(logs, profile, spoken)]
+    asked = gpus_asked(words, spoken) if words else None
+    if asked:
+        found = [replace(each, fix=(asked, *each.fix)) if each.name == WAITING else each for each in found]
     hidden = {name for finding in found for name in finding.hides}
     kept = [finding for finding in found if finding.name not in hidden]
     kept.sort(key=lambda finding: CONFIDENCE.index(finding.confidence))
     return Diagnosis(tuple(kept), spoken, profile, len(logs.files), len(logs.lines), logs.steps)
 
 
-def version_in(logs: Logs) -> str:
-    """The version whose flags a command in the logs has; the latest without one."""
+def command_in(logs: Logs) -> list[str]:
+    """The flags of the first command of OpenRLHF in the logs; empty without one."""
     for number, (_, text) in enumerate(logs.lines):
-        if "train_ppo_ray" in text:
-            flags = text.split()
-            # A script that was printed: its flags stand on the lines that follow.
-            for _, further in logs.lines[number + 1 : number + MOST_FLAGS]:
-                if not further.startswith("--"):
-                    break
-                flags += further.split()
-            if any(word.startswith("--") for word in flags):
-                return guess_version(flags)
-    return LATEST
+        if "train_ppo_ray" not in text:
+            continue
+        script = [text]
+        # A script that was printed: its flags stand on the lines that follow.
+        for _, further in logs.lines[number + 1 : number + MOST_FLAGS]:
+            if not further.startswith("--"):
+                break
+            script.append(further)
+        try:
+            return words_of("\n".join(line.removesuffix("\\") for line in script))
+        except TrimtabError:  # it names the program, but is no command
+            continue
+    return []
+
+
+def gpus_asked(words: list[str], version: str) -> str | None:
+    """What a command asks of Ray, in words; None where its flags are not this version's."""
+    try:
+        parts = demand(Command(parse(words, version), version))
+    except TrimtabError:
+        return None
+    groups = ", ".join(f"{name} {count}" for name, count in parts.items())
+    return f"the command in the log asks for {sum(parts.values())} GPUs ({groups}): have them, or ask for less"
 
 
 def spelled(advice: str, version: str) -> str | None:

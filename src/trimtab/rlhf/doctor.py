@@ -114,7 +114,7 @@ def gpus_asked(words: list[str], version: str) -> str | None:
     except TrimtabError:
         return None
     groups = ", ".join(f"{name} {count}" for name, count in parts.items())
-    return f"the command in the log asks for {sum(parts.values())} GPUs ({groups}): have them, or ask for less"
+    return f"the command in the log asks for {sum(parts.values())} GPUs ({groups}): have them or ask for less"
 
 
 def spelled(advice: str, version: str) -> str | None:

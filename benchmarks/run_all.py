@@ -88,6 +88,15 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
         "seconds_16k": (0.2, "<="),
     },
     "doctor": {"faults_named": (0.9, ">="), "healthy_silent": (0.9, ">=")},
+    "fusion": {
+        "max_weight_error": (0.03, "<="),
+        "max_weight_error_long": (0.03, "<="),
+        "data_sets_less_accurate": (0, "<="),
+        "without_dominant_low": (0, ">="),
+        "without_dominant_vs_best_rival": (-0.01, ">="),
+        "recovery_steps": (500, "<="),
+        "cost_per_step": (0.02, "<="),
+    },
     "rlhf_commands": {"accepted_fraction": (1.0, ">="), "plans": (200, ">="), "versions": (4, ">=")},
     "rlhf_fit": {"right_fraction": (0.9, ">=")},
     "rlhf_time": {

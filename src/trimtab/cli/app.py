@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from trimtab.cli import calibrate, catalogue, compare, moe, profile, rlhf, scenario, simulate, train, workload
+from trimtab.cli import (
+    calibrate,
+    catalogue,
+    compare,
+    fusion,
+    moe,
+    profile,
+    rlhf,
+    scenario,
+    simulate,
+    train,
+    workload,
+)
 
 app = typer.Typer(
     name="trimtab",
@@ -29,7 +41,7 @@ def trimtab(
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    """Simulate LLM clusters on real traffic, and compare how requests are routed."""
+    """Load balancing for the whole LLM stack: requests, experts, modalities, RLHF samples."""
 
 
 app.command("simulate")(simulate.simulate)
@@ -41,6 +53,7 @@ app.add_typer(workload.app, name="workload")
 app.command("profile")(profile.profile)
 app.command("calibrate")(calibrate.calibrate)
 app.add_typer(moe.app, name="moe")
+app.add_typer(fusion.app, name="fusion")
 app.add_typer(rlhf.app, name="rlhf")
 app.command("routers")(catalogue.routers)
 app.command("schedulers")(catalogue.schedulers)

@@ -106,6 +106,11 @@ class Brain:
     bias_rate: float = 0.0
     bias_decay: float = 0.01
 
+    def tables(self) -> dict[str, NDArray[Any]]:
+        """Those of ``LAYOUT``."""
+        names = ("policy", "features", "context", "pooled", "layer", "decisions")
+        return {name: getattr(self, name) for name in names}
+
 
 BRAINLESS = Brain()
 
@@ -242,12 +247,7 @@ def allocate(
         views=np.zeros(views, dtypes.VIEW),
         seen=np.tile(replicas, views * snapshots),
         beliefs=np.zeros(views * num_replicas if snapshots else 1, dtypes.BELIEF),
-        policy=brain.policy,
-        features=brain.features,
-        context=brain.context,
-        pooled=brain.pooled,
-        layer=brain.layer,
-        decisions=brain.decisions,
+        **brain.tables(),
         homes=np.full(int(requests["session"].max()) + 2, NONE, np.int64),
         itl=np.zeros(dtypes.ITL_BINS, np.int64),
         control=control,

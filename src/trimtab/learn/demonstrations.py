@@ -24,10 +24,10 @@ from trimtab.engine.state import State
 from trimtab.errors import TrimtabError, unknown
 from trimtab.learn.given import with_load
 from trimtab.learn.lookahead import Outlook, Teacher
-from trimtab.learn.policy import write_whole
 from trimtab.learn.presets import TrainConfig
 from trimtab.learn.rollout import spread
 from trimtab.learn.scenarios import HARD, Draw, build_episode, stream
+from trimtab.learn.sealed import write_whole
 from trimtab.routers import ROUTERS, Router, get_router
 from trimtab.routers.features import CONTEXT, FEATURES
 from trimtab.routers.learned import decision_width, make_brain, policy_size

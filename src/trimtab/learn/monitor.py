@@ -11,8 +11,8 @@ from typing import Any
 
 from trimtab.errors import TrimtabError
 from trimtab.learn.measures import COLUMNS
-from trimtab.learn.policy import write_whole
 from trimtab.learn.presets import TrainConfig
+from trimtab.learn.sealed import write_whole
 
 
 class Monitor:

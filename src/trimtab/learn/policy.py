@@ -7,7 +7,6 @@ A batch of decisions is padded to the widest: ``features`` (B, R, F), ``acceptin
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trimtab.learn.sealed import write_whole
 from trimtab.routers.features import CONTEXT, FEATURES, NUM_CONTEXT, NUM_FEATURES
 from trimtab.routers.learned import POOLED, parts
 from trimtab.routers.policy_file import FORMAT, Policy
@@ -147,11 +147,3 @@ def save_policy(policy: Policy, path: str | Path) -> None:
     chosen = Path(path)
     write_whole(chosen, save(tensors))
     write_whole(chosen.with_suffix(".json"), json.dumps(about, indent=1).encode() + b"\n")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """The file is there with all of ``content``, or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    os.replace(draft, path)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from trimtab.learn.evolve import Course, Evolution, begin, generation, lay_courses
 from trimtab.learn.measures import EVOLUTION
 from trimtab.learn.monitor import Monitor
-from trimtab.learn.policy import write_whole
 from trimtab.learn.presets import TrainConfig
 from trimtab.learn.scenarios import Draw, draw_scenario
+from trimtab.learn.sealed import write_whole
 
 FILE = "evolution.safetensors"
 SAVE_EVERY = 5  # generations

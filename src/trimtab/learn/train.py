@@ -35,7 +35,7 @@ from trimtab.learn.given import source
 from trimtab.learn.held_out import YARDSTICK, HeldOut
 from trimtab.learn.measures import Watch
 from trimtab.learn.monitor import Monitor
-from trimtab.learn.policy import Scorer, save_policy, write_whole
+from trimtab.learn.policy import Scorer, save_policy
 from trimtab.learn.polish import FILE as EVOLUTION
 from trimtab.learn.polish import polish
 from trimtab.learn.ppo import Learner, new_learner, train_update
@@ -43,6 +43,7 @@ from trimtab.learn.presets import TrainConfig
 from trimtab.learn.rewards import RewardConfig
 from trimtab.learn.rollout import Acting
 from trimtab.learn.scenarios import Draw
+from trimtab.learn.sealed import write_whole
 from trimtab.routers.policy_file import Policy, load_policy
 from trimtab.scenario import Scenario
 

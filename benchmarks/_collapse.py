@@ -24,11 +24,11 @@ from trimtab.learn.clone import beginner, clone
 from trimtab.learn.demonstrations import demonstrate, join
 from trimtab.learn.facts import busiest_share
 from trimtab.learn.policy import Scorer, save_policy
-from trimtab.learn.sealed import write_whole
 from trimtab.learn.ppo import Learner, new_learner, train_update
 from trimtab.learn.presets import TrainConfig, get_preset, override
 from trimtab.learn.rollout import Acting, play
 from trimtab.learn.scenarios import FIRST_SEED, Level, build_episode
+from trimtab.learn.sealed import write_whole
 from trimtab.learn.train import one_thread
 from trimtab.result import Result
 from trimtab.routers.features import CONTEXT, FEATURES

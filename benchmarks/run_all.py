@@ -82,6 +82,12 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
         "worst_ratio_of_a_layer": (1.0, "<="),
         "large_cpu_s": (2.0, "<="),
     },
+    "packing": {
+        "cap_violations": (0, "<="),
+        "waste_ratio": (0.1, "<="),
+        "seconds_16k": (0.2, "<="),
+    },
+    "doctor": {"faults_named": (0.9, ">="), "healthy_silent": (0.9, ">=")},
     "fusion": {
         "max_weight_error": (0.03, "<="),
         "max_weight_error_long": (0.03, "<="),

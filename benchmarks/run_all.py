@@ -1,7 +1,8 @@
 """Runs every benchmark and rewrites RESULTS.md: what was measured, where, and what was to be reached.
 
 A benchmark is a program ``benchmarks/<name>.py`` that prints one JSON object on its last line.
-``python benchmarks/run_all.py [NAME ...] [--quick]``; ``--quick`` is passed on and writes nothing.
+``python benchmarks/run_all.py [NAME ...] [--quick]``; with names only their sections are rewritten;
+``--quick`` is passed on and writes nothing.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def table(name: str, figures: dict[str, Any]) -> list[str]:
         "",
         f"## {name}",
         "",
-        f"`{command}`",
+        f"`{command}`, {datetime.date.today()}, {commit()}",
         "",
         "| figure | measured | target | |",
         "|---|---|---|---|",
@@ -170,7 +171,7 @@ def table(name: str, figures: dict[str, Any]) -> list[str]:
 
 
 def section(name: str, figures: dict[str, Any]) -> list[str]:
-    """The lines of a benchmark; the earlier ones where it cannot run here, as without a GPU."""
+    """The lines of a benchmark; the earlier ones where it did not or cannot run, as without a GPU."""
     earlier = RESULTS.read_text(encoding="utf-8") if RESULTS.is_file() else ""
     found = re.search(rf"^## {name}\n.*?(?=^## |\Z)", earlier, re.MULTILINE | re.DOTALL)
     if "skipped" in figures and found and "| skipped |" not in found[0]:
@@ -226,11 +227,16 @@ def main() -> int:
         print(f"error: unknown benchmark {unknown[0]!r}; allowed: {', '.join(there)}", file=sys.stderr)
         return 2
     results = {name: run(name, options.quick) for name in options.names or there}
-    if not options.quick and not options.names:
-        lines = ["# Results", "", "Written by `make bench`.", "", f"- date: {datetime.date.today()}"]
-        lines += [f"- commit: {commit()}", f"- machine: {machine()}"]
-        for name, figures in results.items():
-            lines += section(name, figures)
+    if not options.quick:
+        lines = [
+            "# Results",
+            "",
+            "Written by `make bench`, or by section: `run_all.py NAME ...`.",
+            "",
+        ]
+        lines += [f"- machine: {machine()}"]
+        for name in there:
+            lines += section(name, results.get(name, {"skipped": "not run"}))
         RESULTS.write_text("\n".join(lines) + "\n")
         print(f"wrote {RESULTS.relative_to(ROOT)}")
     return 1 if any("failed" in figures for figures in results.values()) else 0

@@ -37,6 +37,8 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
         "requests_per_cpu_s_4": (100_000, ">="),
         "requests_per_cpu_s_64": (50_000, ">="),
     },
+    "capacity_speed": {"seconds": (10, "<="), "half_width": (0.03, "<=")},
+    "interval_coverage": {"coverage": (0.93, ">=")},
     "whole_process": {"seconds_warm": (1.5, "<="), "seconds_first": (20, "<=")},
     "million": {"seconds": (60, "<="), "peak_gb": (2, "<=")},
     "prefix_speed": {

@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from trimtab.cli import calibrate, catalogue, compare, moe, profile, scenario, simulate, train, workload
+from trimtab.cli import (
+    calibrate,
+    capacity,
+    catalogue,
+    compare,
+    moe,
+    profile,
+    scenario,
+    simulate,
+    train,
+    workload,
+)
 
 app = typer.Typer(
     name="trimtab",
@@ -34,6 +45,7 @@ def trimtab(
 
 app.command("simulate")(simulate.simulate)
 app.command("compare")(compare.compare)
+app.command("capacity")(capacity.capacity)
 app.command("train")(train.train)
 app.command("report")(simulate.report)
 app.add_typer(scenario.app, name="scenario")

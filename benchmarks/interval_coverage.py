@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    answers = 60 if quick else 400
+    answers = 40 if quick else 120
     service = run_trial(one_at_a_time(0), (), 100, 0, load=1e-3).figures["e2e_p50"]
     figures: dict[str, float | str] = {"name": "interval_coverage", "answers": answers * len(CASES)}
     covered = 0

@@ -13,7 +13,9 @@ from trimtab.cli import (
     compare,
     moe,
     profile,
+    runs,
     scenario,
+    search,
     simulate,
     train,
     workload,
@@ -46,6 +48,8 @@ def trimtab(
 app.command("simulate")(simulate.simulate)
 app.command("compare")(compare.compare)
 app.command("capacity")(capacity.capacity)
+app.command("search")(search.search)
+app.command("runs")(runs.runs)
 app.command("train")(train.train)
 app.command("report")(simulate.report)
 app.add_typer(scenario.app, name="scenario")

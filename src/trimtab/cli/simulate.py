@@ -64,14 +64,19 @@ def simulate(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to read.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or search folder, to read.")],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Write there instead of replacing RUN.")
     ] = None,
     quiet: options.QuietOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Rebuild a run folder's figures, plots and page."""
+    """Rebuild the figures, plots and page of a run folder, or of a search's."""
+    from trimtab.report import search_html
+
+    if (run / search_html.MARKER).is_file():
+        note(f"rebuilt {search_html.rebuild(run, out)}/index.html", quiet)
+        return
     from trimtab.report.metrics import summarize
     from trimtab.report.run_folder import load, save
 

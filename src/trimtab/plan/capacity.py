@@ -29,7 +29,7 @@ from trimtab.workload import build_traffic
 FEWEST_REQUESTS = 2000
 STAYS = 10.0  # times as long as the median request stays, requests arrive
 PROBES = (2, 4, 8)  # replications of a sequential test: more only where fewer do not tell
-REPLICATIONS = (16, 32, 64)  # of the final loads
+REPLICATIONS = (32, 64)  # of the final loads; stopping at fewer makes intervals too narrow
 STEP = 0.03  # between them, as a share
 WIDEST = 0.25
 MOST_MOVES = 6  # of the five loads, until the crossing lies among them
@@ -68,7 +68,8 @@ class Capacity:
 class Size:
     """The fewest ``replicas`` that carry ``load``: at least ``low`` and at most ``high``, at 95 % each.
 
-    ``ideal`` is how many a perfect system needs. ``figures`` are those of ``replicas``.
+    ``ideal`` is how many a perfect system needs, ``tried`` what every size tried came to.
+    ``figures`` are those of ``replicas``.
     """
 
     scenario: Scenario
@@ -83,6 +84,7 @@ class Size:
     requests: int
     replications: int
     trials: int
+    tried: dict[int, dict[str, float]]
 
 
 @dataclass
@@ -320,6 +322,15 @@ def _rounded(load: float) -> float:
 
 SIZE_PROBES = (2, 4, 8, 16)
 MOST_TIMES = 16  # as many replicas as a perfect system needs, and no more
+HOPE = 2  # sizes that may fail before the largest is asked whether there is any
+
+
+class OutOfReach(TrimtabError):
+    """A bound that no number of replicas meets; ``times`` is by how much the best is over it."""
+
+    def __init__(self, message: str, times: float):
+        super().__init__(message)
+        self.times = times
 
 
 def fewest_replicas(
@@ -330,21 +341,26 @@ def fewest_replicas(
     workers: int | None = None,
     progress: Progress | None = None,
     counts: Sequence[int] = SIZE_PROBES,
+    most_times: float = MOST_TIMES,
 ) -> Size:
     """The fewest replicas that carry ``load`` requests/s (the scenario's own by default) within the bounds.
 
-    Several groups keep their proportions. ``counts`` are the replications of the sequential test of a size.
+    Several groups keep their proportions. ``counts`` are the replications of the sequential test of a size;
+    with a single one nothing can be sure, and ``low`` and ``high`` are the answer itself.
 
     Raises
     ------
+    OutOfReach
+        (a TrimtabError) where not even ``most_times`` the replicas of a perfect system meet a bound.
     TrimtabError
-        for a closed loop, and where no number of replicas meets a bound: it says how far off the best is.
+        for a closed loop.
     """
     rate = mean_rate(scenario)
     load = load or rate
-    groups = len(scenario.replicas)
-    per_replica = ideal_load(scenario, bounds) / sum(group.count for group in scenario.replicas)
-    ideal = max(groups, math.ceil(load / per_replica - 1e-9))
+    groups = sum(group.count for group in scenario.replicas)
+    per_replica = ideal_load(scenario, bounds) / groups
+    ideal = max(len(scenario.replicas), math.ceil(load / per_replica - 1e-9))
+    most = max(ideal + 1, math.ceil(most_times * ideal))
     requests = requests or enough_requests(scenario, bounds, load / rate, math.ceil(1.3 * ideal))
     with Trials(scenario, bounds, requests, rate, workers, progress) as trials:
         tried: dict[int, tuple[int, Excess]] = {}
@@ -354,8 +370,8 @@ def fewest_replicas(
                 tried[size] = trials.probe(load, size, counts)
             return tried[size][1]
 
-        too_few, enough = ideal - 1, _gallop(trials, test, tried, load, ideal)
-        too_few = max([too_few, *(size for size in tried if size < enough and test(size).value > 0)])
+        enough = _gallop(trials, test, tried, load, (ideal, most))
+        too_few = max([ideal - 1, *(size for size in tried if size < enough)])
         while enough - too_few > 1:
             middle = (enough + too_few) // 2
             if test(middle).value > 0:
@@ -363,17 +379,15 @@ def fewest_replicas(
             else:
                 enough = middle
         low = high = enough
-        while not (test(high).sure and test(high).value <= 0) and high < MOST_TIMES * ideal:
+        while len(counts) > 1 and high < most and not (test(high).sure and test(high).value <= 0):
             high += 1
-        while low > ideal and not (test(low - 1).sure and test(low - 1).value > 0):
+        while len(counts) > 1 and low > ideal and not (test(low - 1).sure and test(low - 1).value > 0):
             low -= 1
-        binding = (
-            bounds[tried[max(enough - 1, low - 1)][0]] if enough - 1 in tried else bounds[tried[enough][0]]
-        )
+        binding = bounds[tried[enough - 1 if enough - 1 in tried else enough][0]]
         replications = max(seed for _, _, seed in trials.found) + 1
         return Size(
             scenario, bounds, load, enough, low, high, ideal, binding, trials.means(load, enough), requests,
-            replications, len(trials.found),
+            replications, len(trials.found), {size: trials.means(load, size) for size in sorted(tried)},
         )  # fmt: skip
 
 
@@ -382,17 +396,18 @@ def _gallop(
     test: Callable[[int], Excess],
     tried: dict[int, tuple[int, Excess]],
     load: float,
-    ideal: int,
+    ends: tuple[int, int],
 ) -> int:
     """The first size that holds, of those that grow by a quarter from a perfect system's on."""
-    size = ideal
+    size, most = ends
     while test(size).value > 0:
-        if size >= MOST_TIMES * ideal:
-            index = tried[size][0]
-            raise TrimtabError(
-                f"{trials.bounds[index]} cannot be met with any number of replicas: with {size} for"
-                f" {load:.3g} requests/s, {MOST_TIMES} times what the work takes,"
-                f" {quantity(trials.bounds[index], trials.means(load, size))}"
+        if len(tried) == HOPE and test(most).value > 0:
+            index, found = tried[most]
+            raise OutOfReach(
+                f"{trials.bounds[index]} cannot be met with any number of replicas: with {most} for"
+                f" {load:.3g} requests/s, where a perfect system needs {ends[0]},"
+                f" {quantity(trials.bounds[index], trials.means(load, most))}",
+                math.exp(min(found.value, 50.0)),
             )
-        size = min(MOST_TIMES * ideal, max(size + 1, math.ceil(1.25 * size)))
+        size = min(most, max(size + 1, math.ceil(1.25 * size)))
     return size

@@ -107,7 +107,7 @@ class Ray:
         if ray.is_initialized():
             return
         try:
-            ray.init(
+            self.ray.init(
                 address=address,
                 logging_level="ERROR",
                 log_to_driver=False,

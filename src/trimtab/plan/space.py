@@ -56,11 +56,11 @@ def read_space(path: str | Path) -> Space:
             )
         if not isinstance(values, list) or (not values and key != "disaggregated"):
             raise TrimtabError(f"{path}: {key} must be a list of values, got {values!r}")
-    return checked(
-        Space(
-            **{key: tuple(tuple(v) if isinstance(v, list) else v for v in each) for key, each in data.items()}
-        )
-    )
+    given: Any = {
+        key: tuple(tuple(value) if isinstance(value, list) else value for value in values)
+        for key, values in data.items()
+    }
+    return checked(Space(**given))
 
 
 def checked(space: Space) -> Space:

@@ -32,6 +32,11 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
         "worst_cell_vs_best": (1.05, "<="),
         "goodput_vs_best_single": (1.05, ">="),
     },
+    "collapse_study": {
+        "busiest_share_ratio_original": (1.3, "<="),
+        "busiest_share_ratio_optimized": (1.3, "<="),
+        "busiest_share_ratio_lossfree": (1.3, "<="),
+    },
     "engine_speed": {
         "iterations_per_cpu_s": (3_000_000, ">="),
         "requests_per_cpu_s_4": (100_000, ">="),
@@ -65,6 +70,13 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
         "e2e_error": (0.07, "<="),
     },
     "balance_laws": {"update_us": (200, "<=")},
+    "moe_training": {"excess_global": (0.10, "<="), "perplexity": ("perplexity_auxiliary", "<=")},
+    "moe_shift": {
+        "excess_removed_global": (0.8, ">="),
+        "excess_removed_batch": (0.8, ">="),
+        "loss_increase_percent": (0.5, "<="),
+        "lag_batches": (50, "<="),
+    },
     "moe_overhead": {
         "overhead_percent": (3, "<="),
         "overhead_quantile_percent": (3, "<="),
@@ -75,6 +87,29 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
         "worst_ratio_of_a_layer": (1.0, "<="),
         "large_cpu_s": (2.0, "<="),
     },
+    "packing": {
+        "cap_violations": (0, "<="),
+        "waste_ratio": (0.1, "<="),
+        "seconds_16k": (0.2, "<="),
+    },
+    "doctor": {"faults_named": (0.9, ">="), "healthy_silent": (0.9, ">=")},
+    "fusion": {
+        "max_weight_error": (0.03, "<="),
+        "max_weight_error_long": (0.03, "<="),
+        "data_sets_less_accurate": (0, "<="),
+        "without_dominant_low": (0, ">="),
+        "without_dominant_vs_best_rival": (-0.01, ">="),
+        "recovery_steps": (500, "<="),
+        "cost_per_step": (0.02, "<="),
+    },
+    "rlhf_commands": {"accepted_fraction": (1.0, ">="), "plans": (200, ">="), "versions": (4, ">=")},
+    "rlhf_fit": {"right_fraction": (0.9, ">=")},
+    "rlhf_time": {
+        "dense_median_error": (0.2, "<="),
+        "moe_median_error": (0.35, "<="),
+        "generation_128_over_64": (0.8, ">="),
+    },
+    "rlhf_search": {"seconds": (10, "<=")},
     "vidur_agreement": {"max_time_error_s": (1e-6, "<="), "batches_equal": (1, ">=")},
 }
 

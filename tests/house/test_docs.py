@@ -65,7 +65,7 @@ def test_commands_in_the_docs_exist(page: Path, capsys: pytest.CaptureFixture[st
     """Each is parsed as far as its command; the flags that it names must be flags of it."""
     for line in commands_in(page):
         words = line.split()[1:]
-        depth = 2 if words[0] in ("scenario", "workload", "moe") else 1
+        depth = 2 if words[0] in ("scenario", "workload", "moe", "fusion", "rlhf") else 1
         assert main([*words[:depth], "--help"]) == 0, line
         known = capsys.readouterr().out
         for word in words[depth:]:

@@ -157,7 +157,7 @@ def test_evolution_follows_and_the_better_policy_is_published(tmp_path: Path) ->
 @pytest.fixture
 def trained(tmp_path: Path) -> tuple[Checkpoints, Learner]:
     run = small_run(tmp_path)
-    learner = new_learner(run.config, Scorer(16), always(tiny()))
+    learner = new_learner(run.config, Scorer(run.config.hidden), always(tiny()))
     train_update(learner)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.write(checkpoints.pack(learner, Best()))
@@ -214,3 +214,17 @@ def test_a_kill_between_two_writes_leaves_one(trained: tuple[Checkpoints, Learne
     checkpoints.path("latest").replace(checkpoints.path("previous"))
     assert checkpoints.present() == ["previous"]
     assert checkpoints.load("previous", learner.config, learner.draw)[0].update == 2
+
+
+def test_threads_change_no_bit(tmp_path: Path) -> None:
+    """Training computes on one thread whatever torch was set to, and sets it back."""
+    before, seen, found = torch.get_num_threads(), [], []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        run = small_run(tmp_path / str(threads), ppo__updates=1)
+        written = train(run, Screen(no_bar, lambda _: seen.append(torch.get_num_threads())))
+        assert torch.get_num_threads() == threads
+        found.append(written.read_bytes())
+    torch.set_num_threads(before)
+    assert set(seen) == {1}
+    assert found[0] == found[1]

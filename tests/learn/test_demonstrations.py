@@ -28,7 +28,7 @@ from trimtab.learn.demonstrations import (
 from trimtab.learn.given import source, with_load
 from trimtab.learn.policy import unpack
 from trimtab.learn.presets import TrainConfig, get_preset, override
-from trimtab.learn.scenarios import FIRST_SEED, HARD, build_episode
+from trimtab.learn.scenarios import FIRST_SEED, HARD, MOST, build_episode, stream
 from trimtab.routers.features import CONTEXT, FEATURES, LONG
 from trimtab.scenario import load_scenario
 from trimtab.simulation import simulate
@@ -51,7 +51,7 @@ def test_a_demonstration_is_the_routers_own_run(teacher: str) -> None:
     """Every decision of the first scenario, against a run with that router."""
     found = shown(teacher, include_imbalanced=False, steps_per_policy=480)
     first = found.rows[found.scenario == found.scenario[0]]
-    rng = np.random.default_rng([FIRST_SEED, 0, 0, 0])
+    rng = stream("demonstrations", 0, 0, 0)
     alone = simulate(always(tiny())(rng, HARD), router=teacher).requests
     assert len(first) == len(alone)
     assert (first[:, 0] == alone["replica"]).all()
@@ -156,7 +156,7 @@ def test_a_given_scenario_is_varied_and_shortened() -> None:
     rates = [one.workload.arrivals.qps for one in drawn]  # type: ignore[union-attr]
     assert 6.0 <= min(rates) < 9.0
     assert 16.0 < max(rates) <= 24.0
-    assert len(build_episode(drawn[0])[0].requests) == 4_000
+    assert len(build_episode(drawn[0])[0].requests) == MOST
 
 
 def test_load_is_scaled_whatever_the_arrivals() -> None:

@@ -14,20 +14,19 @@ pytest.importorskip("safetensors", reason="the extra `learn` is not installed")
 from learning import always, small_run, tiny
 
 from trimtab.learn.facts import busiest_share, queue_variance
-from trimtab.learn.held_out import FIRST_HELD_OUT, NUM_SCENARIOS, HeldOut
+from trimtab.learn.held_out import HeldOut
 from trimtab.learn.measures import COLUMNS, MEASURES, NORMAL, Watch
 from trimtab.learn.monitor import Monitor
 from trimtab.learn.policy import Scorer
 from trimtab.learn.ppo import Learner, new_learner, train_update
 from trimtab.learn.presets import TrainConfig, override
 from trimtab.learn.rollout import Acting, play
-from trimtab.learn.scenarios import FIRST_SEED, build_episode
-from trimtab.robustness import scenario_of, suite
+from trimtab.learn.scenarios import build_episode
 
 
 def learner_of(folder: Path) -> Learner:
     config = small_run(folder).config
-    return new_learner(config, Scorer(16), always(tiny()))
+    return new_learner(config, Scorer(config.hidden), always(tiny()))
 
 
 def test_names_are_those_that_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,9 +92,3 @@ def test_shares_and_queues_are_counted() -> None:
     assert busiest_share(episode) == pytest.approx(3 * counts.max() / 90)
     assert np.isnan(busiest_share(play(tiny(), *build_episode(tiny()), blank)))
     assert queue_variance(episode) > 0
-
-
-def test_held_out_is_neither_training_nor_evaluation() -> None:
-    """Scenarios of training are drawn by seeds from FIRST_SEED on; those of the suite by small ones."""
-    assert FIRST_HELD_OUT + NUM_SCENARIOS <= FIRST_SEED
-    assert max(scenario_of(cell, 10.0).seed for cell in suite()) + 1_000 < FIRST_HELD_OUT

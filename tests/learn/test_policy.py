@@ -48,7 +48,12 @@ def fleet(size: int) -> list[dict[str, Any]]:
 def played(temperature: float, size: int = 3, **more: Any) -> tuple[Scorer, Episode]:
     policy = scorer(3)
     scenario = tiny(fleet(size), **more)
-    episode = play(scenario, *build_episode(scenario), Acting(policy.flat(), 16, temperature), coins=7)
+    episode = play(
+        scenario,
+        *build_episode(scenario),
+        Acting(policy.flat(), 16, temperature),
+        coins=np.random.default_rng(7),
+    )
     return policy, episode
 
 

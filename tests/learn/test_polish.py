@@ -49,6 +49,8 @@ def test_an_interrupted_evolution_ends_as_an_uninterrupted_one(tmp_path: Path) -
     resumed = stage.polish(tmp_path / "cut", CONFIG, start(), quiet)
     assert resumed.values.tolist() == whole.values.tolist()
     assert not np.array_equal(resumed.values, stage.begin(start(), 4).values)
+    told = (tmp_path / "whole" / "evolution.csv").read_text()
+    assert told == (tmp_path / "cut" / "evolution.csv").read_text() and len(told.splitlines()) == 11
 
 
 def test_another_run_and_a_damaged_file_are_not_gone_on_with(tmp_path: Path) -> None:

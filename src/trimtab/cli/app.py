@@ -11,8 +11,10 @@ from trimtab.cli import (
     capacity,
     catalogue,
     compare,
+    fusion,
     moe,
     profile,
+    rlhf,
     runs,
     scenario,
     search,
@@ -42,7 +44,7 @@ def trimtab(
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    """Simulate LLM clusters on real traffic, and compare how requests are routed."""
+    """Load balancing for the whole LLM stack: requests, experts, modalities, RLHF samples."""
 
 
 app.command("simulate")(simulate.simulate)
@@ -57,6 +59,8 @@ app.add_typer(workload.app, name="workload")
 app.command("profile")(profile.profile)
 app.command("calibrate")(calibrate.calibrate)
 app.add_typer(moe.app, name="moe")
+app.add_typer(fusion.app, name="fusion")
+app.add_typer(rlhf.app, name="rlhf")
 app.command("routers")(catalogue.routers)
 app.command("schedulers")(catalogue.schedulers)
 app.command("models")(catalogue.models)

@@ -392,6 +392,16 @@ VIEW = np.dtype(
     align=True,
 )
 
+BELIEF = np.dtype(
+    [
+        ("prompts", "f8"),  # s of queued prompts
+        ("decodes", "f8"),  # s of decoding to come
+        ("at", "f8"),  # s, when that was so
+        ("shown", "i8"),  # number of the snapshot that it started from, plus one
+    ],
+    align=True,
+)
+
 ITERATION = np.dtype(
     [
         ("start", "f8"),  # s, on the first stage

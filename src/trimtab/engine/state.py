@@ -45,6 +45,7 @@ LAYOUT = {
     "samples": (dtypes.SAMPLE, 2),  # (S, R)
     "views": (dtypes.VIEW, 1),  # (V,) one per router in front of the fleet
     "seen": (dtypes.REPLICA, 1),  # (V * snapshots * R,) what each router's snapshots hold; empty when fresh
+    "beliefs": (dtypes.BELIEF, 1),  # (V * R,) what each learned router makes of its old snapshots
     "policy": (np.dtype(np.float64), 1),  # the learned router, flat (see ``routers.learned``)
     "features": (np.dtype(np.float64), 2),  # (R, F) what it sees of each replica
     "context": (np.dtype(np.float64), 1),  # and of the request; scratch:
@@ -105,6 +106,11 @@ class Brain:
     bias_rate: float = 0.0
     bias_decay: float = 0.01
 
+    def tables(self) -> dict[str, NDArray[Any]]:
+        """Those of ``LAYOUT``."""
+        names = ("policy", "features", "context", "pooled", "layer", "decisions")
+        return {name: getattr(self, name) for name in names}
+
 
 BRAINLESS = Brain()
 
@@ -141,6 +147,7 @@ class State:
     samples: NDArray[Any]
     views: NDArray[Any]
     seen: NDArray[Any]
+    beliefs: NDArray[Any]
     policy: NDArray[np.float64]
     features: NDArray[np.float64]
     context: NDArray[np.float64]
@@ -239,12 +246,8 @@ def allocate(
         samples=np.zeros((SAMPLE_CAPACITY, num_replicas), dtypes.SAMPLE),
         views=np.zeros(views, dtypes.VIEW),
         seen=np.tile(replicas, views * snapshots),
-        policy=brain.policy,
-        features=brain.features,
-        context=brain.context,
-        pooled=brain.pooled,
-        layer=brain.layer,
-        decisions=brain.decisions,
+        beliefs=np.zeros(views * num_replicas if snapshots else 1, dtypes.BELIEF),
+        **brain.tables(),
         homes=np.full(int(requests["session"].max()) + 2, NONE, np.int64),
         itl=np.zeros(dtypes.ITL_BINS, np.int64),
         control=control,

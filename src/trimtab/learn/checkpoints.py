@@ -8,21 +8,20 @@ curriculum and the schedules are functions of the update.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from trimtab.errors import TrimtabError
-from trimtab.learn.policy import Scorer, write_whole
+from trimtab.learn.policy import Scorer
 from trimtab.learn.ppo import Learner, new_learner
 from trimtab.learn.presets import TrainConfig
 from trimtab.learn.scenarios import Draw
+from trimtab.learn.sealed import seal, unseal, write_whole
 from trimtab.routers.features import CONTEXT, FEATURES
 
 FORMAT = 1
@@ -135,32 +134,6 @@ def _is_ours(about: dict[str, Any]) -> bool:
     return about.get("format") == FORMAT and about.get("features") == [*FEATURES, *CONTEXT]
 
 
-def seal(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
-    """A safetensors file with ``about`` as JSON in its header, and a checksum over both."""
-    from safetensors.torch import save
-
-    text = json.dumps(about)
-    return bytes(save(tensors, {"trimtab": text, "sha256": _checksum(tensors, text)}))
-
-
-def unseal(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and JSON of a file that is whole, else None."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        content = path.read_bytes()
-        tensors = load(content)
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])["__metadata__"]
-        if header["sha256"] != _checksum(tensors, header["trimtab"]):
-            return None
-        about: dict[str, Any] = json.loads(header["trimtab"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return None
-    return tensors, about
-
-
 # --- what a learner consists of -----------------------------------------------------------------
 
 
@@ -199,14 +172,6 @@ def _is_of(key: str, module: str) -> bool:
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in group.items()}
-
-
-def _checksum(tensors: dict[str, Tensor], text: str) -> str:
-    total = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        total.update(name.encode())
-        total.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
 
 
 def _difference(then: dict[str, Any], now: dict[str, Any], path: str = "") -> tuple[str, Any, Any] | None:

@@ -24,10 +24,10 @@ from trimtab.engine.state import State
 from trimtab.errors import TrimtabError, unknown
 from trimtab.learn.given import with_load
 from trimtab.learn.lookahead import Outlook, Teacher
-from trimtab.learn.policy import write_whole
 from trimtab.learn.presets import TrainConfig
 from trimtab.learn.rollout import spread
-from trimtab.learn.scenarios import FIRST_SEED, HARD, Draw, build_episode
+from trimtab.learn.scenarios import HARD, Draw, build_episode, stream
+from trimtab.learn.sealed import write_whole
 from trimtab.routers import ROUTERS, Router, get_router
 from trimtab.routers.features import CONTEXT, FEATURES
 from trimtab.routers.learned import decision_width, make_brain, policy_size
@@ -137,7 +137,7 @@ def _play(teacher: str, number: int, index: int, config: TrainConfig, draw: Draw
     """One scenario of a teacher: the ``index``-th, in its variant."""
     clone = config.clone
     variant = VARIANTS[index % len(VARIANTS)] if clone.include_imbalanced else VARIANTS[0]
-    rng = np.random.default_rng([FIRST_SEED, config.seed, number, index])
+    rng = stream("demonstrations", config.seed, number, index)
     scenario, state = _begin(rng, draw, variant, config.hidden)
     count = len(state.requests)
     share = -(-clone.steps_per_policy // FEWEST_SCENARIOS)

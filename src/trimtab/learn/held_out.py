@@ -32,12 +32,14 @@ class HeldOut:
     cases: list[tuple[Scenario, Traffic, list[Fleet], float]] = field(default_factory=list)
 
     def measure(self, acting: Acting) -> dict[str, float]:
-        """Taking the best replica each time. ``eval/p99_ttft_ratio``: geometric mean over scenarios of the
-        99th percentile of the time to the first token, over that of the yardstick; less is better.
+        """As it is deployed: the best replica each time, without the bias of training.
+
+        ``eval/p99_ttft_ratio``: geometric mean over scenarios of the 99th percentile of the time to the
+        first token, over that of the yardstick; less is better.
         ``eval/goodput``: share of requests that met the SLO."""
         if not self.cases:
             self.cases = spread(self._case, range(NUM_SCENARIOS))
-        steady = Acting(acting.values, acting.hidden, 0.0, acting.bias_rate)
+        steady = Acting(acting.values, acting.hidden, 0.0)
         episodes: list[Episode] = spread(lambda case: play(case[0], case[1], case[2], steady), self.cases)
         ratios = [_tail(one) / case[3] for one, case in zip(episodes, self.cases, strict=True)]
         good = [float((_done(one.state) & ~missed_slo(one)).mean()) for one in episodes]

@@ -45,6 +45,11 @@ MEASURES: dict[str, str] = {
     "time/sps": "routing decisions trained per second, everything included",
     "time/sps_simulated": "routing decisions simulated per second with the policy in the loop",
 }
+EVOLUTION: dict[str, str] = {
+    "evolve/excess": "mean over its trials: logarithm of the tail over the best rival's, and what it cost",
+    "evolve/excess_hardest": "the same, of the hardest scenario of each trial",
+    "evolve/step": "mean change of a weight",
+}
 MOST_SHARES = 16
 COLUMNS = ("update", *MEASURES, *(f"route/share_{replica}" for replica in range(MOST_SHARES)))
 

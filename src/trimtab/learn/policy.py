@@ -7,7 +7,6 @@ A batch of decisions is padded to the widest: ``features`` (B, R, F), ``acceptin
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trimtab.learn.sealed import write_whole
 from trimtab.routers.features import CONTEXT, FEATURES, NUM_CONTEXT, NUM_FEATURES
 from trimtab.routers.learned import POOLED, parts
 from trimtab.routers.policy_file import FORMAT, Policy
 
-HIDDEN = 16
+HIDDEN = 6
 
 
 @dataclass
@@ -97,14 +97,14 @@ class Scorer(nn.Module):
         return scores.masked_fill(~decisions.accepting, float("-inf"))
 
     def lean_on_heuristic(self, sharpness: float) -> None:
-        """Start as a heuristic, of which the rest learns the residual: the wait for the first token, and half
-        as much the decoding that a replica has before it. Both are logarithms of seconds, so that their
+        """Start as a heuristic, of which the rest learns the residual: the wait for the first token, and a
+        tenth as much the decoding that a replica has before it. Both are logarithms of seconds, so that their
         sum is that of a product."""
         names = list(FEATURES)
         with torch.no_grad():
             self.skip.zero_()
             self.skip[0, names.index("first_token")] = -sharpness
-            self.skip[0, names.index("decoding")] = -0.5 * sharpness
+            self.skip[0, names.index("decoding")] = -0.1 * sharpness
             self.last.zero_()
 
     def flat(self) -> NDArray[np.float64]:
@@ -147,11 +147,3 @@ def save_policy(policy: Policy, path: str | Path) -> None:
     chosen = Path(path)
     write_whole(chosen, save(tensors))
     write_whole(chosen.with_suffix(".json"), json.dumps(about, indent=1).encode() + b"\n")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """The file is there with all of ``content``, or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    os.replace(draft, path)

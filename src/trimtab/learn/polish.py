@@ -1,7 +1,8 @@
 """The last stage of a training: evolution from the best policy so far, saved as it goes.
 
-``evolution.safetensors`` in the run folder holds values and moments; a generation is a function of seed
-and number, so that going on from the file is the same as never having stopped.
+``evolution.safetensors`` in the run folder holds values, moments and history; a generation is a function of
+seed and number, so that going on from the file is the same as never having stopped. The history is also in
+evolution.csv and TensorBoard.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.learn.evolve import Course, Evolution, begin, generation, lay_courses
-from trimtab.learn.policy import write_whole
+from trimtab.learn.measures import EVOLUTION
+from trimtab.learn.monitor import Monitor
 from trimtab.learn.presets import TrainConfig
 from trimtab.learn.scenarios import Draw, draw_scenario
+from trimtab.learn.sealed import write_whole
 
 FILE = "evolution.safetensors"
 SAVE_EVERY = 5  # generations
@@ -43,12 +46,15 @@ def polish(
     if evolution.generation >= total:
         return evolution
     courses: list[Course] = lay_courses(config.evolve.pool, config.seed, draw)
-    while evolution.generation < total:
-        report(evolution.generation, total, "")
-        facts = generation(evolution, courses, config.evolve, config.seed)
-        report(evolution.generation, total, f"excess {facts['evolve/excess']:.3f}")
-        if evolution.generation % SAVE_EVERY == 0 or evolution.generation == total:
-            _save(evolution, path, mark)
+    columns = ("generation", *EVOLUTION)
+    with Monitor(folder, config, evolution.history, columns=columns, name="evolution") as monitor:
+        while evolution.generation < total:
+            report(evolution.generation, total, "")
+            facts = generation(evolution, courses, config.evolve, config.seed)
+            monitor.log(evolution.generation, facts)
+            report(evolution.generation, total, f"excess {facts['evolve/excess']:.3f}")
+            if evolution.generation % SAVE_EVERY == 0 or evolution.generation == total:
+                _save(evolution, path, mark)
     return evolution
 
 
@@ -63,6 +69,7 @@ def _save(evolution: Evolution, path: Path, mark: str) -> None:
 
     about = {"mark": mark, "generation": str(evolution.generation)}
     tensors = {"values": evolution.values, "first": evolution.first, "second": evolution.second}
+    tensors["history"] = np.array([[facts[name] for name in EVOLUTION] for facts in evolution.history])
     write_whole(path, save(tensors, metadata=about))
 
 
@@ -79,6 +86,8 @@ def _load(path: Path, mark: str, hidden: int) -> Evolution | None:
                 return None
             evolution = Evolution(file.get_tensor("values"), hidden, int(about["generation"]))
             evolution.first, evolution.second = file.get_tensor("first"), file.get_tensor("second")
+            past = file.get_tensor("history").tolist()
+            evolution.history = [dict(zip(EVOLUTION, row, strict=True)) for row in past]
     except SafetensorError:
         return None
     return evolution

@@ -22,8 +22,9 @@ from trimtab.learn.facts import watch
 from trimtab.learn.policy import Critic, Decisions, Scorer, parts_of, unpack
 from trimtab.learn.presets import PpoConfig, TrainConfig
 from trimtab.learn.rewards import lateness, rewards
-from trimtab.learn.rollout import Acting, Episode, play_groups
+from trimtab.learn.rollout import Acting, Episode, Place, play_groups
 from trimtab.learn.scenarios import EASY, FIRST_SEED, HARD, Draw, Level, between, draw_scenario
+from trimtab.rlhf.estimators import adapted, approx_kl, gae, rewards_to_go, surrogate, value_error
 
 Floats = NDArray[np.float64]
 NUM_LOGGED_SHARES = 16
@@ -82,7 +83,7 @@ def new_learner(config: TrainConfig, cloned: Scorer, draw: Draw = draw_scenario)
 def train_update(learner: Learner) -> dict[str, float]:
     """One update. Returns its measurements, by CleanRL's names where it has them."""
     config, started = learner.config.ppo, time.perf_counter()
-    groups = play_groups(_seeds(learner), level(learner), learner.acting(), config.plays, learner.draw)
+    groups = play_groups(places(learner), level(learner), learner.acting(), config.plays, learner.draw)
     played = time.perf_counter()
     batch, facts = make_batch(learner, groups)
     learner.decisions_seen += len(batch.decisions)
@@ -102,11 +103,10 @@ def level(learner: Learner) -> Level:
     return between(EASY, HARD, min(1.0, learner.update / length) if length else 1.0)
 
 
-def _seeds(learner: Learner) -> list[int]:
-    """Scenario seeds of this update, never seen again."""
+def places(learner: Learner) -> list[Place]:
+    """Where this update's groups stand: no other update, of this or another seed, plays the same."""
     config = learner.config
-    first = FIRST_SEED * (1 + config.seed) + 1000 * learner.update * config.ppo.groups
-    return [first + 1000 * group for group in range(config.ppo.groups)]
+    return [(config.seed, learner.update, number) for number in range(config.ppo.groups)]
 
 
 # --- what a decision was worth ------------------------------------------------------------------
@@ -168,11 +168,9 @@ def _returns(episode: Episode, gain: Floats, gamma: float) -> Floats:
     """(N,) discounted sums over the decisions that follow, in order of arrival."""
     if gamma == 0.0:
         return gain
-    order = np.argsort(episode.state.requests["arrival"], kind="stable")[::-1]
-    result, total = np.zeros(len(gain)), 0.0
-    for row in order:
-        total = gain[row] + gamma * total
-        result[row] = total
+    order = np.argsort(episode.state.requests["arrival"], kind="stable")
+    result = np.empty(len(gain))
+    result[order] = rewards_to_go(gain[order], gamma)
     return result
 
 
@@ -188,19 +186,9 @@ def _advantages(
         if paired:
             found.append(ret - gained[:, 1])
         else:
-            found.append(_gae(gained[:, 0], mine, config))
+            found.append(gae(gained[:, 0], mine, config.gamma, config.gae_lambda))
         targets.append(ret)
     return np.concatenate(found), np.concatenate(targets)
-
-
-def _gae(gain: Floats, value: Floats, config: PpoConfig) -> Floats:
-    result, total = np.zeros(len(gain)), 0.0
-    following = 0.0  # the end of a scenario ends every effect
-    for row in range(len(gain) - 1, -1, -1):
-        delta = gain[row] + config.gamma * following - value[row]
-        total = delta + config.gamma * config.gae_lambda * total
-        result[row], following = total, value[row]
-    return result
 
 
 def _tensor(values: Floats) -> Tensor:
@@ -248,15 +236,13 @@ def _loss(learner: Learner, batch: Batch, rows: Tensor, learning: bool) -> tuple
     config, decisions = learner.config.ppo, batch.decisions.select(rows)
     log_probs = _log_probs(learner.scorer(decisions), learner.temperature)
     probs = log_probs.exp()
-    log_ratio = log_probs.gather(1, decisions.chosen[:, None])[:, 0] - batch.log_prob[rows]
+    chosen = log_probs.gather(1, decisions.chosen[:, None])[:, 0]
+    log_ratio = chosen - batch.log_prob[rows]
     ratio = log_ratio.exp()
     advantage = batch.advantage[rows]
     if config.normalize_advantages:
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
-    gain = torch.min(ratio * advantage, clipped * advantage)
-    if config.dual_clip > 1.0:
-        gain = torch.where(advantage < 0, torch.max(gain, config.dual_clip * advantage), gain)
+    gain = surrogate(ratio, advantage, config.clip_low, config.clip_high, config.dual_clip)
     finite = torch.where(decisions.accepting, log_probs, torch.zeros(()))
     entropy = -(probs * finite).sum(dim=1)
     most = decisions.accepting.sum(dim=1).clamp(min=2).float().log()
@@ -264,19 +250,20 @@ def _loss(learner: Learner, batch: Batch, rows: Tensor, learning: bool) -> tuple
     reference = torch.where(decisions.accepting, batch.reference[rows], torch.zeros(()))
     kl_ref = (probs * (finite - reference)).sum(dim=1).mean()
     value = learner.critic(decisions)
-    near = batch.value[rows] + (value - batch.value[rows]).clamp(-config.value_clip, config.value_clip)
-    missed = torch.max((value - batch.ret[rows]) ** 2, (near - batch.ret[rows]) ** 2).mean()
+    missed = value_error(value, batch.value[rows], batch.ret[rows], config.value_clip).mean()
     loss = config.value_coef * 0.5 * missed
     if learning:
         floor = torch.relu(config.entropy_min - share).mean()
         loss = loss - gain.mean() - _entropy_coef(learner) * share.mean()
         loss = loss + floor + learner.kl_coef * kl_ref
     with torch.no_grad():
+        clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+        moved = approx_kl(batch.log_prob[rows], chosen, "k3", bound=None)
         facts = {
             "losses/policy_loss": -float(gain.mean()),
             "losses/value_loss": float(missed) / 2,
             "losses/entropy": float(entropy.mean()),
-            "losses/approx_kl": float(((ratio - 1) - log_ratio).mean()),
+            "losses/approx_kl": float(moved.mean()),
             "losses/clipfrac": float((clipped != ratio).float().mean()),
             "kl_ref": float(kl_ref),
             "route/entropy": float(share.mean()),
@@ -305,9 +292,8 @@ def _entropy_coef(learner: Learner) -> float:
 def _adapt(learner: Learner, facts: dict[str, float]) -> None:
     """The two controllers: KL coefficient and temperature."""
     config = learner.config.ppo
-    if config.kl_target is not None:  # Ziegler et al. 2019
-        error = min(max(facts["kl_ref"] / config.kl_target - 1.0, -0.2), 0.2)
-        learner.kl_coef *= 1.0 + error / config.kl_horizon
+    if config.kl_target is not None:
+        learner.kl_coef = adapted(learner.kl_coef, facts["kl_ref"], config.kl_target, config.kl_horizon)
     else:
         done = min(1.0, (learner.update + 1) / max(1, config.kl_ref_decay_steps))
         first, last = config.kl_ref_coef_initial, config.kl_ref_coef_final

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trimtab.cluster import Fleet
 from trimtab.engine.state import State
 from trimtab.errors import TrimtabError
-from trimtab.learn.scenarios import Draw, Level, build_episode, draw_scenario
+from trimtab.learn.scenarios import Draw, Level, build_episode, draw_scenario, stream
 from trimtab.routers import Router
 from trimtab.routers.learned import make_brain
 from trimtab.scenario import Scenario
@@ -25,6 +25,7 @@ from trimtab.simulation import start
 from trimtab.workload import Traffic
 
 THREADS = 2
+Place = tuple[int, int, int]  # of a group in its training: seed, update, number
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,18 @@ class Episode:
 
 
 def play(
-    scenario: Scenario, traffic: Traffic, fleets: list[Fleet], acting: Acting, coins: int | None = None
+    scenario: Scenario,
+    traffic: Traffic,
+    fleets: list[Fleet],
+    acting: Acting,
+    coins: np.random.Generator | None = None,
 ) -> Episode:
-    """One episode to its end; ``coins`` seeds the tosses (None: the traffic's own)."""
+    """One episode to its end, tosses drawn from ``coins`` (None: the traffic's own)."""
     from trimtab.cluster.whole import advance_whole
 
     if coins is not None:
         requests = traffic.requests.copy()
-        requests["coin_b"] = np.random.default_rng(coins).random(len(requests))
+        requests["coin_b"] = coins.random(len(requests))
         traffic = replace(traffic, requests=requests)
     brain = make_brain(
         acting.values, acting.hidden, scenario.num_replicas, len(traffic.requests), acting.bias_rate
@@ -81,33 +86,34 @@ def play(
 
 
 def play_group(
-    seed: int, level: Level, acting: Acting, plays: int, draw: Draw = draw_scenario
+    place: Place, level: Level, acting: Acting, plays: int, draw: Draw = draw_scenario
 ) -> list[Episode]:
-    """The scenario that ``seed`` draws, ``plays`` times with the same arrivals."""
-    rng = np.random.default_rng(seed)
+    """The scenario of ``place``, ``plays`` times with the same arrivals."""
+    rng = stream("ppo", *place)
     while True:
         try:
             scenario = draw(rng, level)
             traffic, fleets = build_episode(scenario)
         except TrimtabError:
             continue  # a fleet that cannot hold the longest request: draw another
-        return [play(scenario, traffic, fleets, acting, seed + play_number) for play_number in range(plays)]
+        coins = (stream("ppo", *place, number) for number in range(plays))
+        return [play(scenario, traffic, fleets, acting, each) for each in coins]
 
 
 def play_groups(
-    seeds: Sequence[int],
+    places: Sequence[Place],
     level: Level,
     acting: Acting,
     plays: int,
     draw: Draw = draw_scenario,
     threads: int = THREADS,
 ) -> list[list[Episode]]:
-    """Many groups, in threads: the engine holds no lock. The order is that of ``seeds``."""
+    """Many groups, in threads: the engine holds no lock. The order is that of ``places``."""
 
-    def one(seed: int) -> list[Episode]:
-        return play_group(seed, level, acting, plays, draw)
+    def one(place: Place) -> list[Episode]:
+        return play_group(place, level, acting, plays, draw)
 
-    return spread(one, seeds, threads)
+    return spread(one, places, threads)
 
 
 def spread(work: Callable[[Any], Any], items: Sequence[Any], threads: int = THREADS) -> list[Any]:

@@ -1,7 +1,8 @@
 """What the router is trained on: fleets, traffic, loads and signals drawn at random.
 
-Nothing that routers are judged on is among them: the suite's fleets are excluded by construction, its
-lengths come from another trace, and seeds of training are far above those of evaluation (a test says so).
+Nothing that routers are judged on is among them: seeds of training are far above those of evaluation, and
+every stage of every training has random numbers of its own (a test says so). Kinds are shared: lengths are
+often those fitted to azure-conv-2023, as the suite's are, and a fleet of the suite may be drawn, too.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from trimtab.scenario import Scenario, load_scenario
 from trimtab.workload import Traffic, build_traffic
 
 FIRST_SEED = 1_000_000  # of training; evaluation uses small numbers
+STAGES = ("demonstrations", "ppo")  # evolution and the held-out scenarios have streams of one number
 DEVICES = ("h200", "h100", "a100-80", "l40s", "a40")
 SECONDS = 60.0
-FEWEST, MOST = 500, 4_000  # requests of a scenario
+SNAPSHOTS = 12  # of old signals that a scenario lasts for
+FEWEST, MOST = 500, 5_000  # requests of a scenario
+LONGEST = 8192  # tokens
 BURST_REQUESTS = 1_500  # to find what a fleet can carry
 
 Json = dict[str, Any]
@@ -57,6 +61,11 @@ def between(easy: Level, hard: Level, progress: float) -> Level:
     return Level(**{**mixed, "most_replicas": round(mixed["most_replicas"])})
 
 
+def stream(stage: str, seed: int, *numbers: int) -> np.random.Generator:
+    """Random numbers of a stage of a training: other ones for every stage, seed and choice of ``numbers``."""
+    return np.random.default_rng([FIRST_SEED, 1 + STAGES.index(stage), len(numbers), seed, *numbers])
+
+
 def draw_scenario(rng: np.random.Generator, level: Level = HARD) -> Scenario:
     """A scenario of some ``SECONDS`` whose load is a share of what its own fleet can carry."""
     prompts = _prompts(rng, level)
@@ -68,10 +77,11 @@ def draw_scenario(rng: np.random.Generator, level: Level = HARD) -> Scenario:
         "slo": {"ttft_ms": 1000, "tpot_ms": 100},
     }
     rate = float(rng.uniform(level.least_load, level.most_load)) * saturation(data)
-    requests = int(np.clip(SECONDS * rate, FEWEST, MOST))
+    refresh = float(np.exp(rng.uniform(np.log(0.1), np.log(20.0)))) if rng.random() < level.stale else 0.0
+    requests = int(np.clip(max(SECONDS, SNAPSHOTS * refresh) * rate, FEWEST, MOST))
     data["workload"] |= {"num_requests": requests, "arrivals": _arrivals(rng, level, rate)}
-    if rng.random() < level.stale:
-        data["signals"] = {"refresh_s": float(np.exp(rng.uniform(np.log(0.1), np.log(20.0))))}
+    if refresh:
+        data["signals"] = {"refresh_s": refresh}
     if rng.random() < level.failing:
         data["faults"] = _crash(rng, data, requests / rate)
     return load_scenario(data)
@@ -79,6 +89,7 @@ def draw_scenario(rng: np.random.Generator, level: Level = HARD) -> Scenario:
 
 def _fleet(rng: np.random.Generator, level: Level) -> list[Json]:
     engine: Json = {"model": "llama-3-8b", "scheduler": {"name": "vllm_v1", "prefix_caching": True}}
+    engine["exectime"] = {"max_tokens": LONGEST}  # one size of tables for all, which the cache then holds
     total = int(rng.integers(2, level.most_replicas + 1))
     kinds = int(rng.integers(2, 4)) if rng.random() < level.mixed else 1
     kinds = min(kinds, total)
@@ -99,12 +110,12 @@ def _lengths(rng: np.random.Generator) -> Json:
 
 
 def _prompts(rng: np.random.Generator, level: Level) -> Json:
-    cap: Json = {"max_tokens": 8192}
+    cap: Json = {"max_tokens": LONGEST}
     if rng.random() >= level.shared:
         return cap
     if rng.random() < 0.5:
         think = float(rng.uniform(2, 15))
-        return {"sessions": {"turns": float(rng.uniform(2, 8)), "think_s": think, "max_context": 8192}}
+        return {"sessions": {"turns": float(rng.uniform(2, 8)), "think_s": think, "max_context": LONGEST}}
     prefixes: Json = {"groups": int(rng.integers(4, 64)), "tokens": int(rng.integers(256, 2049))}
     prefixes |= {"zipf": float(rng.uniform(0.6, 1.4)), "share": float(rng.uniform(0.5, 1.0))}
     return {**cap, "prefixes": prefixes}

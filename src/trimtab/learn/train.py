@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
+
+import torch
 
 from trimtab.errors import TrimtabError, unknown
 from trimtab.learn.checkpoints import BEST, LATEST, Best, Checkpoints
@@ -33,7 +35,7 @@ from trimtab.learn.given import source
 from trimtab.learn.held_out import YARDSTICK, HeldOut
 from trimtab.learn.measures import Watch
 from trimtab.learn.monitor import Monitor
-from trimtab.learn.policy import Scorer, save_policy, write_whole
+from trimtab.learn.policy import Scorer, save_policy
 from trimtab.learn.polish import FILE as EVOLUTION
 from trimtab.learn.polish import polish
 from trimtab.learn.ppo import Learner, new_learner, train_update
@@ -41,6 +43,7 @@ from trimtab.learn.presets import TrainConfig
 from trimtab.learn.rewards import RewardConfig
 from trimtab.learn.rollout import Acting
 from trimtab.learn.scenarios import Draw
+from trimtab.learn.sealed import write_whole
 from trimtab.routers.policy_file import Policy, load_policy
 from trimtab.scenario import Scenario
 
@@ -80,7 +83,7 @@ def train(run: Run, screen: Screen, resume: str | None = None, until: Stage = "e
     """All stages up to ``until``; returns the file that the last one wrote.
 
     ``resume`` names the checkpoint to go on from; without one, stages that are done already (same
-    parameters) are taken as they are. Ctrl-C leaves what is done.
+    parameters) are taken as they are. Ctrl-C leaves what is done. torch computes on one thread meanwhile.
 
     Raises
     ------
@@ -88,6 +91,23 @@ def train(run: Run, screen: Screen, resume: str | None = None, until: Stage = "e
         for parameters and checkpoints that will not do.
     """
     check(run.config)
+    with one_thread():
+        return _train(run, screen, resume, until)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: the order of a sum depends on how many share it, and products as small as these
+    gain nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train(run: Run, screen: Screen, resume: str | None, until: Stage) -> Path:
     draw = source(run.scenario)
     if resume is not None:
         learner, best = run.checkpoints.load(resume, run.config, draw)
@@ -116,9 +136,9 @@ def forget(run: Run) -> None:
     """Remove what earlier trainings left in the folder, so that everything begins again."""
     files = ["demonstrations.npz", "cloned.safetensors", "cloned.json", EVOLUTION]
     files += ["policy.safetensors", "policy.json"]
-    events = (run.folder / "tensorboard").glob("events.out.tfevents.*")
+    events = (run.folder / "tensorboard").rglob("events.out.tfevents.*")
     kept = (run.checkpoints.path(name) for name in run.checkpoints.present())
-    for path in [*(run.path(name) for name in [*files, "metrics.csv"]), *events, *kept]:
+    for path in [*(run.path(name) for name in [*files, "metrics.csv", "evolution.csv"]), *events, *kept]:
         path.unlink(missing_ok=True)
 
 

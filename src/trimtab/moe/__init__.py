@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _WHERE = {
+    "TopKGate": "trimtab.moe.gate",
     "attach": "trimtab.moe.attachment",
     "trained_bias": "trimtab.moe.attachment",
     "apply_sidecar": "trimtab.moe.sidecar",
@@ -19,6 +20,7 @@ _WHERE = {
 
 __all__ = [
     "Placement",
+    "TopKGate",
     "apply_sidecar",
     "attach",
     "even_placement",

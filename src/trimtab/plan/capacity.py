@@ -29,7 +29,7 @@ from trimtab.workload import build_traffic
 FEWEST_REQUESTS = 2000
 STAYS = 10.0  # times as long as the median request stays, requests arrive
 PROBES = (2, 4, 8)  # replications of a sequential test: more only where fewer do not tell
-REPLICATIONS = (32, 64)  # of the final loads; stopping at fewer makes intervals too narrow
+REPLICATIONS = (64, 128)  # of the final loads; stopping at fewer makes intervals too narrow
 STEP = 0.03  # between them, as a share
 WIDEST = 0.25
 MOST_MOVES = 6  # of the five loads, until the crossing lies among them

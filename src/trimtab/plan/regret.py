@@ -1,8 +1,8 @@
 """What a routing decision cost: the other replicas tried in hindsight, with the very arrivals that came.
 
 The run is replayed decision by decision. At a sample of them the fleet is copied once per replica, the
-request is sent there, and the near future is simulated with all other requests where they went. A choice costs
-the seconds until the first token, summed over the request itself and those that come within the horizon.
+request is sent there, and the near future is simulated with all other requests where they went. A choice
+costs the seconds until the first token, summed over the request and those that come within the horizon.
 """
 
 from __future__ import annotations

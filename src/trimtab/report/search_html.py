@@ -80,11 +80,16 @@ def headline(found: Search) -> list[str]:
     )
     routers = router_savings(found)
     if len(routers) > 1:
-        said = ", ".join(
-            f"{row['router']} {row['replicas']} ({row['low']} to {row['high']})" for row in routers
-        )
+        said = ", ".join(f"{row['router']} {_spread(row, best['rung'])}" for row in routers)
         lines.append(f"Replicas there by router: {said}.")
     return lines
+
+
+def _spread(row: Json, last: int) -> str:
+    """``3 (3 to 4)``; what dropped out before the last rung has no interval."""
+    if row["rung"] < last:
+        return f"about {row['replicas']}"
+    return f"{row['replicas']} ({row['low']} to {row['high']})"
 
 
 def sensitivity(rows: list[Json]) -> Json:

@@ -2,7 +2,8 @@
 
 Training, the gym environment and the compiled router all read these, and nothing else. Times and counts
 enter as logarithms, so that a replica twice as slow is as far from its neighbour on an idle fleet as on a
-busy one; all are bounded. With stale signals everything but matches is what the snapshot says.
+busy one; all are bounded. With stale signals everything but matches is what the snapshot says, with what
+was dispatched since; queued prompts and decoding are also worked off since (``beliefs``).
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import math
 
 from trimtab.engine.jit import jit
 from trimtab.engine.state import State
+from trimtab.routers.beliefs import believe
 from trimtab.routers.heuristics import Table
 
 # name: (unit of the fact, what it is); the network sees squash(fact / scale)
 FEATURES: dict[str, tuple[str, str]] = {
     "first_token": ("s", "queued prompts, this prompt's misses and what is left of the running iteration"),
-    "queued_prompts": ("s", "prompt tokens not yet computed, at the replica's own rate"),
+    "queued_prompts": ("s", "prompt tokens not yet computed, at the replica's own rate (see ``beliefs``)"),
     "own_prompt": (
         "s",
         "this prompt's tokens that its prefix cache does not hold, at the replica's own rate",
@@ -28,6 +30,7 @@ FEATURES: dict[str, tuple[str, str]] = {
     "kv_after": ("share", "KV blocks in use once the queued prompts and this one are in"),
     "match": ("share", "of this prompt, held by the replica's prefix cache"),
     "speed": ("share", "relative to the fleet's fastest"),
+    "work": ("s", "prompts and decoding outstanding; with stale signals, as if none were done since"),
 }
 CONTEXT: dict[str, tuple[str, str]] = {
     "prompt": ("tokens", "of this request"),
@@ -61,11 +64,19 @@ def observe(state: State, table: Table, base: int, request: int) -> None:
     """Write the features of every replica of the pool, and the context."""
     control, groups, features = state.control, state.groups, state.features
     prompt = state.requests["prefill_tokens"][request]
+    stale = control["stale"][0]
+    if stale:
+        believe(state, table, base)
     for replica in range(control["first"][0], control["last"][0]):
         row = base + replica
         group = table["group"][row]
         match = state.replicas["match"][replica] if control["matching"][0] else 0
         queued = table["pending_prefill"][row] * groups["prefill_s"][group]
+        decoding = table["expected_decode"][row] * groups["decode_s"][group]
+        features[replica, 10] = squash(queued + decoding, SHORT)
+        if stale:
+            mine = control["view"][0] * len(state.replicas) + replica
+            queued, decoding = state.beliefs["prompts"][mine], state.beliefs["decodes"][mine]
         own = (prompt - match) * groups["prefill_s"][group]
         left = iteration_left(state, replica)
         block = groups["block_size"][group]
@@ -74,7 +85,7 @@ def observe(state: State, table: Table, base: int, request: int) -> None:
         features[replica, 1] = squash(queued, SHORT)
         features[replica, 2] = squash(own, SHORT)
         features[replica, 3] = squash(left, SHORT)
-        features[replica, 4] = squash(table["expected_decode"][row] * groups["decode_s"][group], SHORT)
+        features[replica, 4] = squash(decoding, SHORT)
         features[replica, 5] = squash(table["waiting"][row], MANY)
         features[replica, 6] = squash(table["running"][row], MANY)
         features[replica, 7] = min(BOUND, blocks / table["kv_total"][row])

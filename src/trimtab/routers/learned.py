@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from trimtab.engine.dtypes import NONE
 from trimtab.engine.jit import jit
 from trimtab.engine.state import Brain, State
+from trimtab.routers.beliefs import expect
 from trimtab.routers.features import NUM_CONTEXT, NUM_FEATURES, observe
 from trimtab.routers.heuristics import Table
 
@@ -81,6 +82,8 @@ def learned(state: State, table: Table, base: int, request: int) -> int:
     replica = draw(state, request) if state.control["temperature"][0] > 0.0 else best(state, request)
     if state.control["recording"][0]:
         record(state, request, replica)
+    if state.control["stale"][0]:
+        expect(state, table, base, replica, request)
     adjust_bias(state, replica)
     return replica
 

@@ -59,7 +59,7 @@
   const table = (rows) => {
     const head = ["configuration", "replicas", "USD/h", "USD per M tokens", "TTFT p90", "TPOT p99", "gives way first"];
     const body = rows.slice(0, 200).map((row) =>
-      `<tr><td>${escapeText(say(row))}</td><td>${row.replicas} (${row.low} to ${row.high})</td>` +
+      `<tr><td>${escapeText(say(row))}</td><td>${row.replicas}${row.low < row.high ? ` (${row.low} to ${row.high})` : ""}</td>` +
       `<td>${row.cost_per_hour.toFixed(2)}</td><td>${row.cost_per_million.toFixed(3)}</td>` +
       `<td>${(1e3 * row.ttft_p90).toFixed(0)} ms</td><td>${(1e3 * row.tpot_p99).toFixed(1)} ms</td>` +
       `<td>${escapeText(row.binding)}</td></tr>`);

@@ -1,0 +1,1 @@
+"""Reinforcement learning from human feedback on a cluster: placement, memory, step time, commands."""

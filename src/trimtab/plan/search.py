@@ -22,6 +22,7 @@ from trimtab.plan.space import Space, configurations
 from trimtab.plan.store import Store, key_of
 from trimtab.plan.trial import what_binds
 from trimtab.scenario import Scenario
+from trimtab.workload import build_requests
 
 Json = dict[str, Any]
 Progress = Callable[[int, int, str], None]
@@ -108,7 +109,8 @@ def search(
     """
     started = time.perf_counter()
     parsed = parse_bounds(bounds, scenario)
-    mean_rate(scenario)
+    asked = build_requests(scenario.workload, scenario.seed)["decode_tokens"]
+    tokens = mean_rate(scenario) * float(asked.mean())
     said = ",".join(str(bound) for bound in parsed)
     waiting = [
         {"choices": choices, "scenario": each.model_dump(mode="json", exclude_unset=True), "bounds": said}
@@ -131,7 +133,7 @@ def search(
         rows, computed = sweep(payloads, store, executor, progress, f"rung {rung + 1} of {len(RUNGS)}")
         fresh += computed
         for each, row in zip(waiting, rows, strict=True):
-            latest[key_of(each)] = priced(row, each, prices)
+            latest[key_of(each)] = priced(row, each, prices, tokens)
         good = [each for each in waiting if latest[key_of(each)]["status"] == "ok"]
         good.sort(key=lambda each: _order(latest[key_of(each)]))
         if rung < len(KEPT):
@@ -183,14 +185,13 @@ def sweep(
     return [rows[key] for key in keys], len(missing)
 
 
-def priced(row: Json, payload: Json, prices: dict[str, float]) -> Json:
-    """The row with its costs, which no simulation depends on."""
+def priced(row: Json, payload: Json, prices: dict[str, float], tokens: float) -> Json:
+    """The row with its costs, which no simulation depends on; ``tokens`` of output are asked per second."""
     groups = payload["scenario"]["replicas"]
     if row["status"] != "ok":
         return dict(row)
     each = prices[row["device"]] * row["tp"] * row["pp"]
     counts = split_evenly(row["replicas"], [group["count"] for group in groups])
-    tokens = row["output_tokens_per_s"]
     return row | {
         "counts": ":".join(str(count) for count in counts),
         "gpus": row["replicas"] * row["tp"] * row["pp"],
@@ -198,7 +199,7 @@ def priced(row: Json, payload: Json, prices: dict[str, float]) -> Json:
         "cost_per_hour": each * row["replicas"],
         "cost_low": each * row["low"],
         "cost_high": each * row["high"],
-        "cost_per_million": each * row["replicas"] / (3.6e-3 * tokens) if tokens else math.inf,
+        "cost_per_million": each * row["replicas"] / (3.6e-3 * tokens),
         "qps_per_dollar": row["load"] / (each * row["replicas"]),
     }
 

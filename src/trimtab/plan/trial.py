@@ -112,11 +112,9 @@ def _figures(result: Result, kept: NDArray[np.bool_]) -> dict[str, float]:
             figures[f"{metric}_p{100 * share:g}"] = order_statistic(seconds, share)
     all_of_it = result.requests
     end = max(float(replicas["last_change"].max(initial=0.0)), float(all_of_it["arrival"][-1]))
-    arriving = max(float(all_of_it["arrival"][-1] - all_of_it["arrival"][0]), 1e-9)
     stages = np.array([result.groups[index].pp for index in replicas["group"]])
     return figures | {
         "unserved": float((table["status"] != Status.FINISHED).sum()),
-        "output_tokens_per_s": float(all_of_it["decode_tokens"].sum()) / arriving,
         "busy": float((replicas["busy"] / stages).max() / end) if end > 0 else 0.0,
         "kv_peak": float((replicas["kv_peak"] / np.maximum(replicas["kv_total"], 1)).max()),
         "preemptions": float(replicas["preemptions"].sum()) / len(all_of_it),

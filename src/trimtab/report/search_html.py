@@ -190,8 +190,8 @@ def search_page(data: Json) -> str:
 {charts}
 <section><h2>Sensitivity</h2><p class="see">The lowest cost per million output tokens with each choice: where
 the values differ little, the choice does not matter.</p>{_sensitivity(data["sensitivity"])}</section>
-<section><h2>Pareto fronts</h2><p class="see">Nothing is cheaper and faster than these, of all sizes tried: also
-of those that miss the levels.</p>
+<section><h2>Pareto fronts</h2><p class="see">Nothing is cheaper and faster than these; also sizes
+that miss the levels are among them.</p>
 <div class="scroll">{_front(data["fronts"]["ttft_p90"], "ttft_p90", "TTFT p90")}</div>
 <div class="scroll">{_front(data["fronts"]["tpot_p99"], "tpot_p99", "TPOT p99")}</div></section>
 <section><h2>Configurations</h2><p class="see">Cheapest first; in brackets what 95 % tests leave open, where a

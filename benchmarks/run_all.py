@@ -43,6 +43,11 @@ TARGETS: dict[str, dict[str, tuple[float | str, str]]] = {
         "requests_per_cpu_s_4": (100_000, ">="),
         "requests_per_cpu_s_64": (50_000, ">="),
     },
+    "capacity_speed": {"seconds": (10, "<="), "half_width": (0.03, "<=")},
+    "search_speed": {"configurations": (500, ">="), "seconds": (60, "<="), "fewest_requests": (2000, ">=")},
+    "ray_equals_local": {"equal": (1, ">=")},
+    "scale": {"cost_ratio": (2, "<=")},
+    "interval_coverage": {"coverage": (0.93, ">=")},
     "whole_process": {"seconds_warm": (1.5, "<="), "seconds_first": (20, "<=")},
     "million": {"seconds": (60, "<="), "peak_gb": (2, "<=")},
     "prefix_speed": {

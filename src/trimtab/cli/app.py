@@ -8,13 +8,16 @@ import typer
 
 from trimtab.cli import (
     calibrate,
+    capacity,
     catalogue,
     compare,
     fusion,
     moe,
     profile,
     rlhf,
+    runs,
     scenario,
+    search,
     simulate,
     train,
     workload,
@@ -46,6 +49,9 @@ def trimtab(
 
 app.command("simulate")(simulate.simulate)
 app.command("compare")(compare.compare)
+app.command("capacity")(capacity.capacity)
+app.command("search")(search.search)
+app.command("runs")(runs.runs)
 app.command("train")(train.train)
 app.command("report")(simulate.report)
 app.add_typer(scenario.app, name="scenario")

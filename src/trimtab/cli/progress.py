@@ -13,8 +13,8 @@ Report = Callable[..., None]
 def progress_bar(
     what: str, unit: str, quiet: bool = False, time_left: bool = False, before: str = ""
 ) -> Iterator[Report]:
-    """Yields ``report(done, total, latest="")``; until its first call the line says ``before``, or what the
-    engine prepares."""
+    """Yields ``report(done, total, latest="")`` (total 0: not known); until its first call the line
+    says ``before``, or what the engine prepares."""
     if quiet or not sys.stderr.isatty():
         yield lambda *_: None
         return
@@ -42,8 +42,9 @@ def progress_bar(
         task = bar.add_task(before or preparing(), total=None, count="")
 
         def report(done: int, total: int, latest: str = "") -> None:
-            count = f"{done:,} of {total:,} {unit}" + (f" ({latest})" if latest else "")
-            bar.update(task, description=what, completed=done, total=total, count=count)
+            count = f"{done:,}" + (f" of {total:,}" if total else "") + f" {unit}"
+            count += f" ({latest})" if latest else ""
+            bar.update(task, description=what, completed=done, total=total or None, count=count)
 
         yield report
 

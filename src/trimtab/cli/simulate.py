@@ -64,14 +64,23 @@ def simulate(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to read.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or search folder, to read.")],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Write there instead of replacing RUN.")
+    ] = None,
+    regret: Annotated[
+        int | None,
+        typer.Option("--regret", metavar="N", help="Also judge N routing decisions in hindsight."),
     ] = None,
     quiet: options.QuietOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Rebuild a run folder's figures, plots and page."""
+    """Rebuild the figures, plots and page of a run folder, or of a search's."""
+    from trimtab.report import search_html
+
+    if (run / search_html.MARKER).is_file():
+        note(f"rebuilt {search_html.rebuild(run, out)}/index.html", quiet)
+        return
     from trimtab.report.metrics import summarize
     from trimtab.report.run_folder import load, save
 
@@ -79,7 +88,29 @@ def report(
     summary = summarize(result)
     folder = save(result, out or run, summary=summary)
     _show(result, summary, quiet, as_json)
+    if regret is not None:
+        _judge(result, regret, folder, quiet or as_json)
     note(f"rebuilt {folder}  (open {folder}/index.html)", quiet or as_json)
+
+
+def _judge(result: Result, decisions: int, folder: Path, quiet: bool) -> None:
+    """Regret of the run's router, written beside the rest."""
+    if decisions < 1:
+        raise TrimtabError(f"--regret must be 1 or more, got {decisions}")
+    from trimtab.plan.regret import HORIZON_S, Decision, regrets, summary
+
+    with progress_bar("judging decisions", "decisions", quiet) as report_progress:
+        found = regrets(result, decisions, report_progress)
+    lines = [",".join(Decision._fields), *(",".join(f"{value:.9g}" for value in each) for each in found)]
+    (folder / "regret.csv").write_text("\n".join(lines) + "\n")
+    if not quiet:
+        said = summary(found)
+        print(
+            f"regret of {said['decisions']:.0f} decisions of {result.scenario.router.name}, against the best"
+            f" choice in hindsight: mean {said['mean_s']:.3g} s, p99 {said['p99_s']:.3g} s, most"
+            f" {said['most_s']:.3g} s; {100 * said['best_share']:.0f} % could not have been better"
+            f" (waiting for first tokens, all requests of the next {HORIZON_S:g} s)"
+        )
 
 
 def _show(result: Result, summary: dict[str, float], quiet: bool, as_json: bool) -> None:

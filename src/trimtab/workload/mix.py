@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,16 @@ def load_mix(name: str, base_dir: Path | None = None) -> Mix:
         if not path.is_file():
             raise unknown("fitted mix", name, [*bundled_mixes(), "or a .json file"])
     try:
-        data = json.loads(path.read_text())
+        return _read(path, path.stat().st_mtime_ns)
     except OSError as error:
         raise TrimtabError(f"cannot read mix {str(path)!r}: {error.strerror}") from None
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, _mtime: int) -> Mix:
+    """Many runs in one process draw from the same mix; the file is read once."""
+    try:
+        data = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise TrimtabError(f"{path} is not valid JSON") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:

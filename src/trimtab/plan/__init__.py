@@ -1,0 +1,1 @@
+"""How much a cluster carries, how small it can be, and which is cheapest: capacity, sweeps, executors."""

@@ -1,0 +1,103 @@
+"""Where a noisy, rising curve crosses its target, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.report.bootstrap import Interval, student_t
+
+Floats = NDArray[np.float64]
+
+
+class Excess(NamedTuple):
+    """The pooled mean over its target, as a logarithm: below 0 the bound holds. ``half`` is the half width
+    of its 95 % interval (inf where replications cannot tell)."""
+
+    value: float
+    half: float
+
+    @property
+    def sure(self) -> bool:
+        """Whether the interval excludes zero."""
+        return abs(self.value) > self.half
+
+
+def excess(sums: Floats, target: float) -> Excess:
+    """Of replications ``sums`` (R, 2): sum and number of requests of each.
+
+    A bound that no request broke holds by as much as one more request leaves open; its interval is as wide
+    as to say yes only where ``3 / n`` (the rule of three) is below the target.
+    """
+    total, number = sums[:, 0].sum(), sums[:, 1].sum()
+    if not np.isfinite(total):
+        return Excess(math.inf, 0.0)
+    if number == 0:
+        return Excess(-math.inf, 0.0)
+    if total == 0:
+        return Excess(math.log(0.5 / number / target), max(0.0, math.log(6.0)))
+    mean = total / number
+    value = math.log(mean / target)
+    count = len(sums)
+    if count < 2:
+        return Excess(value, math.inf)
+    residual = sums[:, 0] - mean * sums[:, 1]
+    error = math.sqrt(count / (count - 1) * float(residual @ residual)) / number
+    return Excess(value, student_t(count - 1) * error / mean)
+
+
+def worst(sums: Floats, targets: Sequence[float]) -> tuple[int, Excess]:
+    """Of (R, bounds, 2): the bound that is exceeded most, or held with least to spare."""
+    found = [excess(sums[:, index], target) for index, target in enumerate(targets)]
+    index = max(range(len(found)), key=lambda each: found[each].value)
+    return index, found[index]
+
+
+def crossing(loads: Floats, sums: Floats, target: float) -> float:
+    """The load at which the pooled mean of ``sums`` (loads, R, 2) passes ``target``.
+
+    Straight between loads in logarithms, after noise that lets it fall is ironed out; nan where it does not
+    pass in the range.
+    """
+    total, number = sums[..., 0].sum(axis=1), sums[..., 1].sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        height = np.log(np.maximum(total, 0.5) / number / target)
+    height = np.maximum.accumulate(np.minimum(height, 50.0))
+    if not height[0] <= 0 < height[-1]:
+        return math.nan
+    above = int(np.argmax(height > 0))
+    low, high = height[above - 1], height[above]
+    share = -low / (high - low)
+    start, end = math.log(loads[above - 1]), math.log(loads[above])
+    return math.exp(start + share * (end - start))
+
+
+def crossing_interval(loads: Floats, sums: Floats, target: float) -> Interval:
+    """The crossing with its 95 % interval, by the jackknife over replications (its bias taken off, and
+    the interval moved by their skewness).
+
+    ``sums`` (loads, R, 2), the replications of one column with the same requests at every load. nan where
+    there is no crossing in the range; ends that lie outside of it are infinite.
+    """
+    whole = crossing(loads, sums, target)
+    count = sums.shape[1]
+    if math.isnan(whole) or count < 3:
+        return Interval(whole, math.nan, math.nan)
+    kept = ~np.eye(count, dtype=bool)
+    left = np.array([crossing(loads, sums[:, row], target) for row in kept])
+    if np.isnan(left).any():
+        return Interval(whole, math.nan, math.nan)
+    logs = np.log(left)
+    pseudo = count * math.log(whole) - (count - 1) * logs
+    middle = float(pseudo.mean())
+    quantile, spread = student_t(count - 1), float(pseudo.std(ddof=1))
+    half = quantile * spread / math.sqrt(count)
+    # Waits come in bursts: a replication without one looks better, and surer, than it is (Johnson 1978).
+    skew = float(((pseudo - middle) ** 3).mean()) / max(spread, 1e-300) ** 3
+    shift = skew * spread / (6 * count) * (1 + 2 * quantile**2)
+    shift = min(max(shift, -half), half)
+    return Interval(math.exp(middle), math.exp(middle + shift - half), math.exp(middle + shift + half))

@@ -1,0 +1,69 @@
+"""Regret against brute force: whole runs in which one request went elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import trimtab as tt
+from trimtab.cli import main
+from trimtab.errors import TrimtabError
+from trimtab.plan.regret import HORIZON_S, regrets, summary
+from trimtab.result import Result
+
+SMALL = {"workload.num_requests": 400, "workload.arrivals.qps": 20, "replicas.count": 3}
+
+
+def waiting(assignment: list[int], request: int, now: float) -> float:
+    """Seconds until first tokens, of a whole run with that assignment."""
+    overrides = {**SMALL, "router.name": "replay", "router.assignment": assignment}
+    table = tt.simulate("azure-conv", overrides=overrides).requests
+    until = now + HORIZON_S
+    came = (table["arrival"] >= table["arrival"][request]) & (table["arrival"] <= until)
+    return float((np.minimum(table["first_token"], until) - table["arrival"])[came].sum())
+
+
+def run(router: str) -> Result:
+    return tt.simulate("azure-conv", overrides=SMALL, router=router)
+
+
+@pytest.mark.parametrize("router", ["round-robin", "learned"])
+def test_regret_is_what_whole_runs_say(router: str) -> None:
+    result = run(router)
+    assignment = [int(replica) for replica in result.requests["replica"]]
+    found = regrets(result, 6)
+    assert len(found) >= 5
+    for each in found:
+        costs = []
+        for replica in range(3):
+            other = list(assignment)
+            other[each.request] = replica
+            costs.append(waiting(other, each.request, each.time_s))
+        assert each.chosen == assignment[each.request]
+        assert each.regret_s == pytest.approx(costs[each.chosen] - min(costs), abs=1e-6)
+        assert costs[each.best] == pytest.approx(min(costs), abs=1e-6)
+
+
+def test_without_a_choice_there_is_no_regret() -> None:
+    result = tt.simulate("azure-conv", overrides={**SMALL, "replicas.count": 1})
+    assert summary(regrets(result, 10))["most_s"] == 0.0
+
+
+def test_what_has_no_single_decision_is_refused() -> None:
+    with pytest.raises(TrimtabError, match="there are two"):
+        regrets(tt.simulate("disaggregated", overrides={"workload.num_requests": 50}), 3)
+    overrides = {**SMALL, "admission.max_outstanding_per_replica": 2}
+    with pytest.raises(TrimtabError, match="routed exactly once"):
+        regrets(tt.simulate("azure-conv", overrides=overrides), 3)
+
+
+def test_the_report_judges_decisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path / "run")
+    assert main(["simulate", "azure-conv", "--requests", "300", "--out", folder, "-q", "--no-plots"]) == 0
+    capsys.readouterr()
+    assert main(["report", folder, "--regret", "5"]) == 0
+    assert "against the best choice in hindsight: mean" in capsys.readouterr().out
+    assert len((tmp_path / "run" / "regret.csv").read_text().splitlines()) >= 5
+    assert main(["report", folder, "--regret", "0"]) == 2

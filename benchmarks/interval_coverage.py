@@ -86,7 +86,8 @@ def main() -> None:
             f" {inside} of {answers} intervals hold it (mean half width {half:.2%}, bias {bias:+.2%})"
         )
         figures |= {f"coverage_p{100 * share:g}": inside / answers, f"half_width_p{100 * share:g}": half}
-    figures |= {"coverage": covered / (answers * len(CASES)), "cpu_s": time.process_time() - started}
+    coverage = covered / (answers * len(CASES))
+    figures |= {"coverage": coverage, "from_95_percent": abs(coverage - 0.95), "cpu_s": time.process_time() - started}
     print(json.dumps(figures))
 
 

@@ -26,6 +26,11 @@ VersionOption = Annotated[
 ResponseOption = Annotated[
     float | None, typer.Option("--response-tokens", help="Mean response; half of the longest if none.")
 ]
+ActorOption = Annotated[
+    str | None,
+    typer.Option("--actor", help="Model, where the command's own is not bundled: name or config."),
+]
+CriticOption = Annotated[str | None, typer.Option("--critic", help="Critic, likewise.")]
 CommandArgument = Annotated[
     str,
     typer.Argument(

@@ -26,11 +26,8 @@ def simulate(
     gpus_per_node: rlhf_options.PerNodeOption = 8,
     host_gib: rlhf_options.HostOption = 1024.0,
     network: rlhf_options.NetworkOption = None,
-    actor: Annotated[
-        str | None,
-        typer.Option("--actor", help="Model, where the command's own is not bundled: name or config."),
-    ] = None,
-    critic: Annotated[str | None, typer.Option("--critic", help="Critic, likewise.")] = None,
+    actor: rlhf_options.ActorOption = None,
+    critic: rlhf_options.CriticOption = None,
     response_tokens: rlhf_options.ResponseOption = None,
     version: rlhf_options.VersionOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the simulated lengths.")] = 0,

@@ -87,7 +87,11 @@ def main() -> None:
         )
         figures |= {f"coverage_p{100 * share:g}": inside / answers, f"half_width_p{100 * share:g}": half}
     coverage = covered / (answers * len(CASES))
-    figures |= {"coverage": coverage, "from_95_percent": abs(coverage - 0.95), "cpu_s": time.process_time() - started}
+    figures |= {
+        "coverage": coverage,
+        "from_95_percent": abs(coverage - 0.95),
+        "cpu_s": time.process_time() - started,
+    }
     print(json.dumps(figures))
 
 

@@ -21,6 +21,8 @@ CASES = (
     ("azure-conv", "ttft:p99<1s,tpot:p99<50ms"),
     ("azure-conv", "e2e:mean<8s"),
     ("mixed-fleet", "ttft:p99<1s,tpot:p99<100ms"),
+    ("disaggregated", "ttft:p99<1s,tpot:p99<40ms"),
+    ("llama2-70b-tp4pp2", "ttft:p90<2s,tpot:p99<100ms"),
 )
 LOAD = 100.0  # requests/s, for the fewest replicas
 

@@ -19,10 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from trimtab.plan.bounds import Bound
 from trimtab.plan.capacity import Capacity, greatest_load
 from trimtab.plan.trial import run_trial
+from trimtab.report.bootstrap import NORMAL
 from trimtab.scenario import Scenario, load_scenario
 
 CASES = ((0.99, 6.0), (0.9, 3.0))  # (quantile of the wait, services that it may last)
 SEEDS_APART = 1000  # no two answers share a replication
+FIRST_SEED = 400_000_000  # of requests that no choice of the method has seen
 
 
 def one_at_a_time(seed: int) -> Scenario:
@@ -59,11 +61,19 @@ def exact_limit(share: float, services: float) -> float:
     return low
 
 
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share seen as ``hits`` of ``count`` (Wilson 1927)."""
+    z2, share = NORMAL**2, hits / count
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = math.sqrt(z2 * share * (1 - share) / count + z2**2 / (4 * count**2)) / (1 + z2 / count)
+    return middle - half, middle + half
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    answers = 40 if quick else 120
+    answers = 20 if quick else 150
     service = run_trial(one_at_a_time(0), (), 100, 0, load=1e-3).figures["e2e_p50"]
     figures: dict[str, float | str] = {"name": "interval_coverage", "answers": answers * len(CASES)}
     covered = 0
@@ -73,7 +83,7 @@ def main() -> None:
         bound = Bound("queue", share, services * service)
 
         def answer(index: int, bound: Bound = bound) -> Capacity:
-            return greatest_load(one_at_a_time(SEEDS_APART * index), (bound,), workers=1)
+            return greatest_load(one_at_a_time(FIRST_SEED + SEEDS_APART * index), (bound,), workers=1)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(answer, range(answers)))
@@ -87,8 +97,12 @@ def main() -> None:
         )
         figures |= {f"coverage_p{100 * share:g}": inside / answers, f"half_width_p{100 * share:g}": half}
     coverage = covered / (answers * len(CASES))
+    low, high = wilson(covered, answers * len(CASES))
+    print(f"{covered} of {answers * len(CASES)}: {coverage:.1%} ({low:.1%} to {high:.1%})")
     figures |= {
         "coverage": coverage,
+        "coverage_low": low,
+        "coverage_high": high,
         "from_95_percent": abs(coverage - 0.95),
         "cpu_s": time.process_time() - started,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from trimtab.errors import TrimtabError
 from trimtab.plan.bounds import Bound, quantity
-from trimtab.plan.estimate import Excess, crossing_interval, worst
+from trimtab.plan.estimate import Excess, crossing_interval, excess, worst
 from trimtab.plan.ideal import ideal_rate
 from trimtab.plan.scale import STEADY, mean_rate
 from trimtab.plan.trial import Trial, fleets_of, run_trial
@@ -29,10 +30,12 @@ from trimtab.workload import build_traffic
 FEWEST_REQUESTS = 2000
 STAYS = 10.0  # times as long as the median request stays, requests arrive
 PROBES = (2, 4, 8)  # replications of a sequential test: more only where fewer do not tell
-REPLICATIONS = (64, 128)  # of the final loads; stopping at fewer makes intervals too narrow
+REPLICATIONS = (16, 32, 64, 128)  # of the final loads
+PLENTY = 64  # with a quarter of them the interval must be half as wide as asked for: luck looks narrow too
+KNOWN = math.log(2.0)  # half width of what is bounded, at the answer: from worse no interval is to be trusted
 STEP = 0.03  # between them, as a share
 WIDEST = 0.25
-MOST_MOVES = 6  # of the five loads, until the crossing lies among them
+MOST_MOVES = 6  # until the crossing lies among the loads
 GALLOP = 1.3
 NEAR_IDEAL = 0.95
 LONGEST = 20_000  # requests of a trial near what a perfect system carries
@@ -184,7 +187,7 @@ def greatest_load(
             if requests or not trials.requests or wanted <= GROWTH * trials.requests:
                 break
             # Requests stay longer at that load than where it was looked up: runs were too short for it.
-            trials.requests, first = wanted, _rounded(about)
+            trials.requests, first = wanted, _rounded(min(about, NEAR_IDEAL * ideal))
             trials.found.clear()
         return _settle(trials, about, ideal, tolerance)
 
@@ -230,13 +233,13 @@ def _wanted(stay_s: float, load: float) -> int:
 
 
 def _bracket(trials: Trials, first: float, ideal: float) -> tuple[float, float]:
-    """(a load at which the bounds hold, one at which they do not or inf)."""
+    """(a load at which the bounds hold, one at which they do not)."""
     load = first
     index, found = trials.probe(load)
     if found.value <= 0:
         while found.value <= 0:
             if load > 1.5 * ideal:
-                return load, math.inf
+                _say_none_binds(trials, load, ideal)
             low, load = load, _rounded(load * GALLOP)
             found = trials.probe(load)[1]
         return low, load
@@ -256,44 +259,53 @@ def _say_how_far(trials: Trials, load: float, index: int) -> None:
     )
 
 
+def _say_none_binds(trials: Trials, load: float, ideal: float) -> None:
+    kept = ", ".join(str(bound) for bound in trials.bounds)
+    raise TrimtabError(
+        f"{kept} holds at any load, even at {load:.3g} requests/s, where a perfect system carries {ideal:.3g}:"
+        " bound the waiting too, as in ttft:p99<1s"
+    )
+
+
 def _settle(trials: Trials, about: float, ideal: float, tolerance: float) -> Capacity:
-    """Five loads around ``about``, wider where the curve is flat, with replications until the interval is
-    narrow."""
-    step, targets = STEP, [bound.target for bound in trials.bounds]
+    """Five loads around ``about``, and replications until the interval is narrow and can be trusted; loads
+    that it does not touch get no more of them."""
+    targets = [bound.target for bound in trials.bounds]
+    loads = [_rounded(about * (1 + STEP) ** place) for place in (-2, -1, 0, 1, 2)]
     for count in REPLICATIONS:
-        seeds = range(count)
-        for _ in range(MOST_MOVES):
-            loads = [_rounded(about * (1 + step) ** place) for place in (-2, -1, 0, 1, 2)]
-            trials.run(loads, seeds)
-            sums = np.array([trials.sums(load, seeds) for load in loads])
-            answer, binding = _least(np.array(loads), sums, targets)
-            if not math.isnan(answer.low):
-                break
-            if math.isnan(answer.value):
-                about = loads[-1] if worst(sums[0], targets)[1].value <= 0 else loads[0]
-            step = min(2 * step, WIDEST)
-        narrow = answer.high - answer.low <= 2 * tolerance * answer.value
-        if narrow:
+        loads, answer, binding = _cover(trials, loads, range(count))
+        if math.isnan(answer.low):
+            continue
+        nearest = min(loads, key=lambda load: abs(load - answer.value))
+        known = excess(trials.sums(nearest, range(count))[:, binding], targets[binding]).half
+        half = (answer.high - answer.low) / 2 / answer.value
+        if known <= KNOWN and half <= tolerance * min(1.0, math.sqrt(count / PLENTY)):
             break
-        about = about if math.isnan(answer.value) else answer.value
+        loads = loads[max(bisect_right(loads, answer.low) - 1, 0) : bisect_left(loads, answer.high) + 1]
     if math.isnan(answer.low):
         raise TrimtabError(
             f"no load between {loads[0]:.4g} and {loads[-1]:.4g} requests/s stands out as the greatest:"
             f" {trials.bounds[binding]} is met or missed by chance; try --requests {4 * trials.requests}"
         )
-    nearest = min(loads, key=lambda load: abs(load - answer.value))
     return Capacity(
-        trials.scenario,
-        trials.bounds,
-        answer,
-        trials.bounds[binding],
-        ideal,
-        trials.means(nearest),
-        trials.requests,
-        count,
-        len(trials.found),
-        narrow,
-    )
+        trials.scenario, trials.bounds, answer, trials.bounds[binding], ideal, trials.means(nearest),
+        trials.requests, count, len(trials.found), half <= tolerance,
+    )  # fmt: skip
+
+
+def _cover(trials: Trials, loads: list[float], seeds: range) -> tuple[list[float], Interval, int]:
+    """(loads, the crossing, the index of its bound): loads are added on both sides, ever farther away, until
+    the crossing lies among them."""
+    step, targets = STEP, [bound.target for bound in trials.bounds]
+    for moves in range(MOST_MOVES):
+        trials.run(loads, seeds)
+        sums = np.array([trials.sums(load, seeds) for load in loads])
+        answer, binding = _least(np.array(loads), sums, targets)
+        if not math.isnan(answer.low) or moves == MOST_MOVES - 1:
+            break
+        loads = [_rounded(loads[0] / (1 + step)), *loads, _rounded(loads[-1] * (1 + step))]
+        step = min(2 * step, WIDEST)
+    return loads, answer, binding
 
 
 def _least(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.report.bootstrap import Interval, student_t
+from trimtab.report.bootstrap import LEVEL, Interval, draw_weights, student_t
 
 Floats = NDArray[np.float64]
+DRAWS = 2000  # of replications; the same at every call
+NOTHING_KNOWN = 50.0  # as a half width, of logarithms
 
 
 class Excess(NamedTuple):
@@ -77,11 +80,11 @@ def crossing(loads: Floats, sums: Floats, target: float) -> float:
 
 
 def crossing_interval(loads: Floats, sums: Floats, target: float) -> Interval:
-    """The crossing with its 95 % interval, by the jackknife over replications (its bias taken off, and
-    the interval moved by their skewness).
+    """The crossing with its 95 % interval: the jackknife over replications (which takes off the bias of a
+    root), studentised by resampling them.
 
     ``sums`` (loads, R, 2), the replications of one column with the same requests at every load. nan where
-    there is no crossing in the range; ends that lie outside of it are infinite.
+    there is no crossing in the range.
     """
     whole = crossing(loads, sums, target)
     count = sums.shape[1]
@@ -91,13 +94,31 @@ def crossing_interval(loads: Floats, sums: Floats, target: float) -> Interval:
     left = np.array([crossing(loads, sums[:, row], target) for row in kept])
     if np.isnan(left).any():
         return Interval(whole, math.nan, math.nan)
-    logs = np.log(left)
-    pseudo = count * math.log(whole) - (count - 1) * logs
-    middle = float(pseudo.mean())
-    quantile, spread = student_t(count - 1), float(pseudo.std(ddof=1))
-    half = quantile * spread / math.sqrt(count)
-    # Waits come in bursts: a replication without one looks better, and surer, than it is (Johnson 1978).
-    skew = float(((pseudo - middle) ** 3).mean()) / max(spread, 1e-300) ** 3
-    shift = skew * spread / (6 * count) * (1 + 2 * quantile**2)
-    shift = min(max(shift, -half), half)
-    return Interval(math.exp(middle), math.exp(middle + shift - half), math.exp(middle + shift + half))
+    return _exp(mean_interval(count * math.log(whole) - (count - 1) * np.log(left)))
+
+
+def mean_interval(values: Floats) -> Interval:
+    """The mean of ``values`` (R,) with its 95 % interval, by the symmetric bootstrap-t (Hall 1988).
+
+    Waits come in bursts: a sample with few of them has a mean too good and a spread too small, both at once,
+    and Student's t, which takes the two for independent, is too narrow.
+    """
+    middle = float(values.mean())
+    away = values - middle
+    weights = _weights(len(values))
+    means = weights @ away
+    spreads = np.sqrt(np.maximum(weights @ away**2 - means**2, 0.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.nan_to_num(np.abs(means) / spreads, nan=0.0, posinf=np.inf)  # 0 / 0: all the same
+    half = min(float(np.quantile(t, LEVEL, method="higher")) * float(away.std()), NOTHING_KNOWN)
+    return Interval(middle, middle - half, middle + half)
+
+
+@lru_cache(maxsize=8)
+def _weights(count: int) -> Floats:
+    """(DRAWS, count) how much each replication counts in a resample."""
+    return draw_weights(count, DRAWS, 0)[1:] / count
+
+
+def _exp(logs: Interval) -> Interval:
+    return Interval(*(math.exp(each) for each in logs))

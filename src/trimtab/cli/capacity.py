@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimtab.cli import options
-from trimtab.cli.progress import progress_bar
+from trimtab.cli.capacity_routers import load_lines, loads_data, size_lines, sizes_data
+from trimtab.cli.progress import Report, progress_bar
 from trimtab.errors import TrimtabError
 
 if TYPE_CHECKING:
+    from trimtab.plan.bounds import Bound
     from trimtab.plan.capacity import Capacity, Size
     from trimtab.plan.over_time import FleetOverTime
+    from trimtab.scenario import Scenario
 
 SloOption = Annotated[
     str | None,
@@ -29,6 +32,7 @@ TrialOption = Annotated[
     typer.Option("--requests", help="Requests per trial; default: as many as it takes, from 2,000."),
 ]
 WorkersOption = Annotated[int | None, typer.Option("--workers", help="Threads; all cores by default.")]
+Answer = tuple[dict[str, Any], list[Any]]  # for --json, and what is printed: lines and tables
 BAR = 40  # characters of the longest bar of a series
 
 
@@ -49,6 +53,12 @@ def capacity(
     pp: options.PpOption = None,
     scheduler: options.SchedulerOption = None,
     router: Annotated[str | None, typer.Option("--router", help="Router; see `trimtab routers`.")] = None,
+    routers: Annotated[
+        str | None,
+        typer.Option(
+            "--routers", metavar="NAMES", help="The first against the others, commas between; or all."
+        ),
+    ] = None,
     requests: TrialOption = None,
     seed: options.SeedOption = None,
     setting: options.SetOption = None,
@@ -58,6 +68,8 @@ def capacity(
 ) -> None:
     """Find the greatest load that SCENARIO's cluster carries under service levels, with its interval."""
     _check(tolerance=tolerance, load=load, requests=requests, workers=workers)
+    if routers is not None and router is not None:
+        raise TrimtabError("give --router or --routers, not both")
     chosen = options.scenario_with(
         scenario, setting, model=model, device=device, replicas=replicas, tp=tp, pp=pp, scheduler=scheduler,
         router=router, seed=seed,
@@ -68,22 +80,58 @@ def capacity(
     if any(group.autoscale for group in chosen.replicas):
         if load is not None:
             raise TrimtabError(f"--load: {chosen.name} is autoscaled, so its own arrivals are the load")
+        if routers is not None:
+            raise TrimtabError(f"--routers: {chosen.name} is autoscaled; compare fixed fleets")
         from trimtab.plan.over_time import follow
 
         with progress_bar(f"following {chosen.name}", "runs", quiet or as_json):
             over_time = follow(chosen, bounds, workers=workers)
         _print(_time_data(over_time), _time_lines(over_time), quiet, as_json)
         return
+    what = f"trying loads on {chosen.name}"
+    with progress_bar(what, "trials", quiet or as_json) as report:
+        if routers is not None:
+            answer = _of_routers(chosen, bounds, routers, load, tolerance, requests, workers, report)
+        else:
+            answer = _of_one(chosen, bounds, load, tolerance, requests, workers, report)
+    _print(*answer, quiet, as_json)
+
+
+def _of_one(
+    chosen: Scenario,
+    bounds: tuple[Bound, ...],
+    load: float | None,
+    tolerance: float,
+    requests: int | None,
+    workers: int | None,
+    report: Report,
+) -> Answer:
     from trimtab.plan.capacity import fewest_replicas, greatest_load
 
-    with progress_bar(f"trying loads on {chosen.name}", "trials", quiet or as_json) as report:
-        if load is not None:
-            size = fewest_replicas(chosen, bounds, load, requests, workers, report)
-            data, lines = _size_data(size), _size_lines(size)
-        else:
-            found = greatest_load(chosen, bounds, tolerance, requests, workers, report)
-            data, lines = _load_data(found), _load_lines(found)
-    _print(data, lines, quiet, as_json)
+    if load is not None:
+        size = fewest_replicas(chosen, bounds, load, requests, workers, report)
+        return _size_data(size), _size_lines(size)
+    found = greatest_load(chosen, bounds, tolerance, requests, workers, report)
+    return _load_data(found), _load_lines(found)
+
+
+def _of_routers(
+    chosen: Scenario,
+    bounds: tuple[Bound, ...],
+    routers: str,
+    load: float | None,
+    tolerance: float,
+    requests: int | None,
+    workers: int | None,
+    report: Report,
+) -> Answer:
+    from trimtab.plan.router_gain import router_loads, router_sizes
+
+    if load is not None:
+        sizes = router_sizes(chosen, bounds, routers, load, requests, workers, report)
+        return sizes_data(sizes), size_lines(sizes)
+    loads = router_loads(chosen, bounds, routers, tolerance, requests, workers, report)
+    return loads_data(loads), load_lines(loads)
 
 
 def _check(tolerance: float, load: float | None, requests: int | None, workers: int | None) -> None:
@@ -96,12 +144,16 @@ def _check(tolerance: float, load: float | None, requests: int | None, workers: 
             raise TrimtabError(f"--{name} must be 1 or more, got {value}")
 
 
-def _print(data: dict[str, Any], lines: list[str], quiet: bool, as_json: bool) -> None:
+def _print(data: dict[str, Any], lines: list[Any], quiet: bool, as_json: bool) -> None:
     if as_json:
         json.dump(data, sys.stdout, indent=1)
         print()
     elif not quiet:
-        print("\n".join(lines))
+        from rich.console import Console
+
+        console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=True)
+        for line in lines:
+            console.print(line, markup=False)
 
 
 # --- greatest load ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from trimtab.errors import TrimtabError
 from trimtab.plan.bounds import Bound, quantity
-from trimtab.plan.estimate import Excess, crossing_interval, excess, worst
+from trimtab.plan.estimate import Excess, crossing_interval, crossing_values, excess, worst
 from trimtab.plan.ideal import ideal_rate
 from trimtab.plan.scale import STEADY, mean_rate
 from trimtab.plan.trial import Trial, fleets_of, run_trial
@@ -52,7 +52,8 @@ class Capacity:
 
     ``binding`` is the bound that gives way first; ``ideal`` the load of a perfect system on these replicas;
     ``figures`` the means over replications at the load tried nearest; ``close`` whether the interval is as
-    narrow as was asked for.
+    narrow as was asked for; ``loads`` those that the answer rests on, ``values`` (replications,) what each
+    replication says of the logarithm of the load (``estimate.crossing_values``).
     """
 
     scenario: Scenario
@@ -65,6 +66,8 @@ class Capacity:
     replications: int
     trials: int
     close: bool
+    loads: tuple[float, ...]
+    values: NDArray[np.float64] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -173,23 +176,48 @@ def greatest_load(
     TrimtabError
         for a closed loop, and where a bound cannot be met at any load: it says how far off.
     """
+    with trials_of(scenario, bounds, requests, workers, progress) as trials:
+        ideal = ideal_load(scenario, bounds)
+        about = locate(trials, ideal, adapt=requests is None)
+        return settle(trials, around(about), ideal, tolerance)
+
+
+def trials_of(
+    scenario: Scenario,
+    bounds: tuple[Bound, ...],
+    requests: int | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Trials:
+    """Trials of ``requests`` each; without a number, as many as a good part of the ideal load takes."""
     rate = mean_rate(scenario)
-    ideal = ideal_load(scenario, bounds)
-    first = _rounded(0.7 * ideal)
-    enough = requests or enough_requests(scenario, bounds, first / rate)
-    with Trials(scenario, bounds, enough, rate, workers, progress) as trials:
-        while True:
-            about = _bisect(trials, first, ideal)
-            nearest = min({load for load, _, _ in trials.found}, key=lambda load: abs(load - about))
-            wanted = _wanted(trials.means(nearest)["e2e_p50"], about)
-            if about > NEAR_IDEAL * ideal:
-                wanted = max(wanted, LONGEST)  # queues grow so slowly that a short run does not see it
-            if requests or not trials.requests or wanted <= GROWTH * trials.requests:
-                break
-            # Requests stay longer at that load than where it was looked up: runs were too short for it.
-            trials.requests, first = wanted, _rounded(min(about, NEAR_IDEAL * ideal))
-            trials.found.clear()
-        return _settle(trials, about, ideal, tolerance)
+    enough = requests or enough_requests(scenario, bounds, _first(ideal_load(scenario, bounds)) / rate)
+    return Trials(scenario, bounds, enough, rate, workers, progress)
+
+
+def locate(trials: Trials, ideal: float, adapt: bool) -> float:
+    """Where the bounds stop to hold, within two steps; with ``adapt`` trials are made as long as it takes."""
+    first = _first(ideal)
+    while True:
+        about = _bisect(trials, first, ideal)
+        nearest = min({load for load, _, _ in trials.found}, key=lambda load: abs(load - about))
+        wanted = _wanted(trials.means(nearest)["e2e_p50"], about)
+        if about > NEAR_IDEAL * ideal:
+            wanted = max(wanted, LONGEST)  # queues grow so slowly that a short run does not see it
+        if not adapt or not trials.requests or wanted <= GROWTH * trials.requests:
+            return about
+        # Requests stay longer at that load than where it was looked up: runs were too short for it.
+        trials.requests, first = wanted, _rounded(min(about, NEAR_IDEAL * ideal))
+        trials.found.clear()
+
+
+def _first(ideal: float) -> float:
+    return _rounded(0.7 * ideal)
+
+
+def around(load: float) -> tuple[float, ...]:
+    """Five loads."""
+    return tuple(_rounded(load * (1 + STEP) ** place) for place in (-2, -1, 0, 1, 2))
 
 
 def _bisect(trials: Trials, first: float, ideal: float) -> float:
@@ -262,26 +290,29 @@ def _say_how_far(trials: Trials, load: float, index: int) -> None:
 def _say_none_binds(trials: Trials, load: float, ideal: float) -> None:
     kept = ", ".join(str(bound) for bound in trials.bounds)
     raise TrimtabError(
-        f"{kept} holds at any load, even at {load:.3g} requests/s, where a perfect system carries {ideal:.3g}:"
+        f"{kept} holds at any load, even at {load:.3g} requests/s; a perfect system carries {ideal:.3g}:"
         " bound the waiting too, as in ttft:p99<1s"
     )
 
 
-def _settle(trials: Trials, about: float, ideal: float, tolerance: float) -> Capacity:
-    """Five loads around ``about``, and replications until the interval is narrow and can be trusted; loads
+def settle(
+    trials: Trials, loads: Sequence[float], ideal: float, tolerance: float, least: int = 0
+) -> Capacity:
+    """Replications (``least`` or more) at ``loads`` until the interval is narrow and can be trusted; loads
     that it does not touch get no more of them."""
     targets = [bound.target for bound in trials.bounds]
-    loads = [_rounded(about * (1 + STEP) ** place) for place in (-2, -1, 0, 1, 2)]
-    for count in REPLICATIONS:
+    for count in [each for each in REPLICATIONS if each >= least]:
         loads, answer, binding = _cover(trials, loads, range(count))
         if math.isnan(answer.low):
             continue
         nearest = min(loads, key=lambda load: abs(load - answer.value))
-        known = excess(trials.sums(nearest, range(count))[:, binding], targets[binding]).half
+        sums = np.array([trials.sums(load, range(count))[:, binding] for load in loads])
+        known = excess(sums[loads.index(nearest)], targets[binding]).half
         half = (answer.high - answer.low) / 2 / answer.value
         if known <= KNOWN and half <= tolerance * min(1.0, math.sqrt(count / PLENTY)):
             break
-        loads = loads[max(bisect_right(loads, answer.low) - 1, 0) : bisect_left(loads, answer.high) + 1]
+        if count < REPLICATIONS[-1]:
+            loads = loads[max(bisect_right(loads, answer.low) - 1, 0) : bisect_left(loads, answer.high) + 1]
     if math.isnan(answer.low):
         raise TrimtabError(
             f"no load between {loads[0]:.4g} and {loads[-1]:.4g} requests/s stands out as the greatest:"
@@ -289,14 +320,15 @@ def _settle(trials: Trials, about: float, ideal: float, tolerance: float) -> Cap
         )
     return Capacity(
         trials.scenario, trials.bounds, answer, trials.bounds[binding], ideal, trials.means(nearest),
-        trials.requests, count, len(trials.found), half <= tolerance,
+        trials.requests, count, len(trials.found), half <= tolerance, tuple(loads),
+        crossing_values(np.array(loads), sums, targets[binding]),
     )  # fmt: skip
 
 
-def _cover(trials: Trials, loads: list[float], seeds: range) -> tuple[list[float], Interval, int]:
+def _cover(trials: Trials, around: Sequence[float], seeds: range) -> tuple[list[float], Interval, int]:
     """(loads, the crossing, the index of its bound): loads are added on both sides, ever farther away, until
     the crossing lies among them."""
-    step, targets = STEP, [bound.target for bound in trials.bounds]
+    step, loads, targets = STEP, list(around), [bound.target for bound in trials.bounds]
     for moves in range(MOST_MOVES):
         trials.run(loads, seeds)
         sums = np.array([trials.sums(load, seeds) for load in loads])

@@ -14,6 +14,7 @@ from trimtab.report.bootstrap import LEVEL, Interval, draw_weights, student_t
 
 Floats = NDArray[np.float64]
 DRAWS = 2000  # of replications; the same at every call
+TINY = 1e-300
 NOTHING_KNOWN = 50.0  # as a half width, of logarithms
 
 
@@ -79,22 +80,33 @@ def crossing(loads: Floats, sums: Floats, target: float) -> float:
     return math.exp(start + share * (end - start))
 
 
-def crossing_interval(loads: Floats, sums: Floats, target: float) -> Interval:
-    """The crossing with its 95 % interval: the jackknife over replications (which takes off the bias of a
-    root), studentised by resampling them.
+def crossing_values(loads: Floats, sums: Floats, target: float) -> Floats:
+    """(R,) what each replication says of the logarithm of the crossing: jackknife values, whose mean is the
+    estimate (without the bias of a root) and whose spread is its error.
 
-    ``sums`` (loads, R, 2), the replications of one column with the same requests at every load. nan where
-    there is no crossing in the range.
+    ``sums`` (loads, R, 2), the replications of one column with the same requests at every load. All nan
+    where there is no crossing in the range, or would be none without one of the replications.
     """
-    whole = crossing(loads, sums, target)
-    count = sums.shape[1]
-    if math.isnan(whole) or count < 3:
-        return Interval(whole, math.nan, math.nan)
+    whole, count = crossing(loads, sums, target), sums.shape[1]
     kept = ~np.eye(count, dtype=bool)
+    if math.isnan(whole) or count < 3:
+        return np.full(count, math.nan)
     left = np.array([crossing(loads, sums[:, row], target) for row in kept])
-    if np.isnan(left).any():
-        return Interval(whole, math.nan, math.nan)
-    return _exp(mean_interval(count * math.log(whole) - (count - 1) * np.log(left)))
+    values = count * math.log(whole) - (count - 1) * np.log(left)
+    return values if np.isfinite(values).all() else np.full(count, math.nan)
+
+
+def crossing_interval(loads: Floats, sums: Floats, target: float) -> Interval:
+    """The crossing with its 95 % interval; of ``crossing_values`` that are nan, the bare crossing."""
+    values = crossing_values(loads, sums, target)
+    if np.isnan(values).any():
+        return Interval(crossing(loads, sums, target), math.nan, math.nan)
+    return exp_interval(values)
+
+
+def exp_interval(values: Floats) -> Interval:
+    """The exponential of the mean of ``values`` (R,), and its interval."""
+    return Interval(*(math.exp(each) for each in mean_interval(values)))
 
 
 def mean_interval(values: Floats) -> Interval:
@@ -107,10 +119,10 @@ def mean_interval(values: Floats) -> Interval:
     away = values - middle
     weights = _weights(len(values))
     means = weights @ away
-    spreads = np.sqrt(np.maximum(weights @ away**2 - means**2, 0.0))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.nan_to_num(np.abs(means) / spreads, nan=0.0, posinf=np.inf)  # 0 / 0: all the same
-    half = min(float(np.quantile(t, LEVEL, method="higher")) * float(away.std()), NOTHING_KNOWN)
+    # A resample may hold one value only, and all values may be the same but for rounding.
+    spreads = np.sqrt(np.maximum(weights @ away**2 - means**2, 1e-12 * away.var() + TINY))
+    t = float(np.quantile(np.abs(means) / spreads, LEVEL, method="higher"))
+    half = min(t * float(away.std()), NOTHING_KNOWN)
     return Interval(middle, middle - half, middle + half)
 
 
@@ -118,7 +130,3 @@ def mean_interval(values: Floats) -> Interval:
 def _weights(count: int) -> Floats:
     """(DRAWS, count) how much each replication counts in a resample."""
     return draw_weights(count, DRAWS, 0)[1:] / count
-
-
-def _exp(logs: Interval) -> Interval:
-    return Interval(*(math.exp(each) for each in logs))

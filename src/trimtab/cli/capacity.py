@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimtab.cli import options
-from trimtab.cli.capacity_routers import load_lines, loads_data, size_lines, sizes_data
+from trimtab.cli.capacity_routers import load_lines, loads_data, size_lines, sizes_data, too_short
 from trimtab.cli.progress import Report, progress_bar
 from trimtab.errors import TrimtabError
 
@@ -189,6 +189,8 @@ def _load_lines(found: Capacity) -> list[str]:
         f" of which this is {100 * load.value / found.ideal:.0f} %",
         f"what gives way first: {found.binding}; {_resource(found.figures)}",
     ]
+    if load.high > found.ideal:
+        lines.append(too_short(found.requests))
     if not found.close:
         lines.append(
             "the interval is wider than asked for: this level hardly depends on the load; more --requests"

@@ -61,7 +61,18 @@ def load_lines(found: RouterLoads) -> list[Any]:
     """What is asked, the table, and a sentence per other router."""
     data = loads_data(found)
     title = f"{data['scenario']} within {', '.join(data['bounds'])}"
-    return [f"{title}; {_paired(data)}", loads_table(found), *data["headline"]]
+    lines = [f"{title}; {_paired(data)}", loads_table(found), *data["headline"]]
+    if any(each.load.high > each.ideal for each in found.answers.values()):
+        lines.append(too_short(data["requests"]))
+    return lines
+
+
+def too_short(requests: int) -> str:
+    """What to know of a load as great as a perfect system's."""
+    return (
+        f"this close to a perfect system, queues grow for longer than {requests or 'these'} requests last:"
+        " for good it carries a little less; more --requests tell"
+    )
 
 
 def size_lines(found: RouterSizes) -> list[Any]:

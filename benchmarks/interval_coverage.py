@@ -24,7 +24,7 @@ from trimtab.scenario import Scenario, load_scenario
 
 CASES = ((0.99, 6.0), (0.9, 3.0))  # (quantile of the wait, services that it may last)
 SEEDS_APART = 1000  # no two answers share a replication
-FIRST_SEED = 400_000_000  # of requests that no choice of the method has seen
+FIRST_SEED = 700_000_000  # of requests that no choice of the method has seen
 
 
 def one_at_a_time(seed: int) -> Scenario:

@@ -301,15 +301,18 @@ def settle(
     """Replications (``least`` or more) at ``loads`` until the interval is narrow and can be trusted; loads
     that it does not touch get no more of them."""
     targets = [bound.target for bound in trials.bounds]
-    for count in [each for each in REPLICATIONS if each >= least]:
-        loads, answer, binding = _cover(trials, loads, range(count))
+    if trials.requests >= LONGEST:
+        least = max(least, PLENTY)  # so close to the limit a few replications have most of the waits
+    for count in REPLICATIONS:
+        loads, answer, binding = _cover(trials, loads, range(count), fine=count >= least)
         if math.isnan(answer.low):
             continue
-        nearest = min(loads, key=lambda load: abs(load - answer.value))
         sums = np.array([trials.sums(load, range(count))[:, binding] for load in loads])
-        known = excess(sums[loads.index(nearest)], targets[binding]).half
+        nearest = int(np.argmin([abs(load - answer.value) for load in loads]))
+        known = excess(sums[nearest], targets[binding]).half
         half = (answer.high - answer.low) / 2 / answer.value
-        if known <= KNOWN and half <= tolerance * min(1.0, math.sqrt(count / PLENTY)):
+        narrow = half <= tolerance * min(1.0, math.sqrt(count / PLENTY))
+        if count >= least and narrow and known <= KNOWN:
             break
         if count < REPLICATIONS[-1]:
             loads = loads[max(bisect_right(loads, answer.low) - 1, 0) : bisect_left(loads, answer.high) + 1]
@@ -319,24 +322,35 @@ def settle(
             f" {trials.bounds[binding]} is met or missed by chance; try --requests {4 * trials.requests}"
         )
     return Capacity(
-        trials.scenario, trials.bounds, answer, trials.bounds[binding], ideal, trials.means(nearest),
+        trials.scenario, trials.bounds, answer, trials.bounds[binding], ideal, trials.means(loads[nearest]),
         trials.requests, count, len(trials.found), half <= tolerance, tuple(loads),
         crossing_values(np.array(loads), sums, targets[binding]),
     )  # fmt: skip
 
 
-def _cover(trials: Trials, around: Sequence[float], seeds: range) -> tuple[list[float], Interval, int]:
+def _cover(
+    trials: Trials, around: Sequence[float], seeds: range, fine: bool
+) -> tuple[list[float], Interval, int]:
     """(loads, the crossing, the index of its bound): loads are added on both sides, ever farther away, until
-    the crossing lies among them."""
+    the crossing lies among them; if ``fine`` also in between, until they are as near to it as it is sure,
+    since between loads the curve is taken to be straight."""
     step, loads, targets = STEP, list(around), [bound.target for bound in trials.bounds]
     for moves in range(MOST_MOVES):
         trials.run(loads, seeds)
         sums = np.array([trials.sums(load, seeds) for load in loads])
         answer, binding = _least(np.array(loads), sums, targets)
-        if not math.isnan(answer.low) or moves == MOST_MOVES - 1:
+        if moves == MOST_MOVES - 1:
             break
-        loads = [_rounded(loads[0] / (1 + step)), *loads, _rounded(loads[-1] * (1 + step))]
-        step = min(2 * step, WIDEST)
+        if math.isnan(answer.low):
+            loads = [_rounded(loads[0] / (1 + step)), *loads, _rounded(loads[-1] * (1 + step))]
+            step = min(2 * step, WIDEST)
+            continue
+        at = _rounded(answer.value)
+        above = bisect_right(loads, answer.value)
+        gap = loads[min(above, len(loads) - 1)] - loads[max(above - 1, 0)]
+        if not fine or at in loads or gap <= answer.high - answer.low:
+            break
+        loads = sorted([*loads, at])
     return loads, answer, binding
 
 

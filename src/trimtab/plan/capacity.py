@@ -35,6 +35,7 @@ PLENTY = 64  # with a quarter of them the interval must be half as wide as asked
 KNOWN = math.log(2.0)  # half width of what is bounded, at the answer: from worse no interval is to be trusted
 STEP = 0.03  # between them, as a share
 WIDEST = 0.25
+COARSE = 2.0  # intervals: loads as far apart as that get one in between
 MOST_MOVES = 6  # until the crossing lies among the loads
 GALLOP = 1.3
 NEAR_IDEAL = 0.95
@@ -348,7 +349,7 @@ def _cover(
         at = _rounded(answer.value)
         above = bisect_right(loads, answer.value)
         gap = loads[min(above, len(loads) - 1)] - loads[max(above - 1, 0)]
-        if not fine or at in loads or gap <= answer.high - answer.low:
+        if not fine or at in loads or gap <= COARSE * (answer.high - answer.low):
             break
         loads = sorted([*loads, at])
     return loads, answer, binding

@@ -95,6 +95,15 @@ def test_what_cannot_be_met_says_how_far_off() -> None:
         fewest_replicas(SCENARIO, (Bound("ttft", 0.99, 0.02),), 5.0, counts=(2,))
 
 
+def test_what_holds_at_any_load_limits_none() -> None:
+    """Prefill replicas give way long before decoding ones slow down."""
+    with pytest.raises(
+        TrimtabError, match=r"tpot:p90<300ms holds at any load.*bound the waiting too"
+    ) as caught:
+        greatest_load(load_scenario("disaggregated"), (Bound("tpot", 0.9, 0.3),))
+    assert "\n" not in str(caught.value)
+
+
 def test_excess_is_sure_only_with_reason() -> None:
     rng = np.random.default_rng(0)
     quiet = np.stack([rng.binomial(1000, 0.02, 16), np.full(16, 1000)], axis=1).astype(float)

@@ -26,10 +26,10 @@ STRENGTHS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 BATCH_TOKENS = 4096
 LOGIT_BYTES = 256e6  # of the largest tensor of logits that a forward may make
 Report = Callable[[int, int, str], None]  # done, of, what
-LAWS: dict[str, Callable[[int, int], BiasLaw]] = {  # top_k, updates to come -> a law that arrives in time
-    "quantile": lambda top_k, updates: QuantileLaw(top_k, memory=0.5),
-    "proportional": lambda top_k, updates: ProportionalLaw(annealed(0.1, updates // 2, updates // 2, 0.01)),
-    "sign": lambda top_k, updates: SignLaw(annealed(0.05, updates // 2, updates // 2, 0.002)),
+LAWS: dict[str, Callable[[dict[str, int], int], BiasLaw]] = {  # (market, updates to come): arrives in time
+    "quantile": lambda market, updates: QuantileLaw(**market, memory=0.5),
+    "proportional": lambda _, updates: ProportionalLaw(annealed(0.1, updates // 2, updates // 2, 0.01)),
+    "sign": lambda _, updates: SignLaw(annealed(0.05, updates // 2, updates // 2, 0.002)),
 }
 
 
@@ -89,8 +89,8 @@ def find_bias(
     batches = ids.split(max(1, BATCH_TOKENS // ids.shape[1]))
     updates = passes * len(batches)
     with attach(model, only=only) as probe:
-        top_k, total = probe.top_k, np.zeros_like(probe.trained)
-    with attach(model, LAWS[law](top_k, updates), only=only) as attached, torch.no_grad():
+        market, total = probe.market, np.zeros_like(probe.trained)
+    with attach(model, LAWS[law](market, updates), only=only) as attached, torch.no_grad():
         begin = 0
         if (known := notes.read("finding")) is not None:
             attached.load_state_dict(known["attached"])

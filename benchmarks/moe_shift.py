@@ -27,6 +27,7 @@ import torch
 from trimtab import balance
 from trimtab.balance.measures import summary
 from trimtab.moe import adaptation, shift, strategies
+from trimtab.moe.adaptation import Record
 from trimtab.moe.shift import PREFILL, Stream, figures, ground_of, layer_seconds, run, verdicts, violations
 from trimtab.moe.store import Parts, digest, key, recall, source
 from trimtab.moe.strategies import STRATEGIES
@@ -81,7 +82,7 @@ def study(
         key(recipe, corpus), str(stream), str([text.sum() for text in texts]), *map(source, SERVING)
     )
     ground = ground_of(trained, corpus, recipe)
-    records = {}
+    records: dict[str, Record] = {}
     for name in names:
         records |= run([name], ground, texts, stream, Parts(runs, mark))
         print(f"  {label}: {name}", flush=True)
@@ -227,7 +228,7 @@ def result(mean: Means, judged: list[dict[str, str]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, 60 steps, few strategies")
+    parser.add_argument("--quick", action="store_true", help="one seed, 40 steps, few strategies")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--runs", type=Path, default=Path("runs/moe"), help="where finished parts are kept")
@@ -235,11 +236,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     quick, begin = arguments.quick, time.process_time()
-    seeds, steps = (1, 60) if quick else (arguments.seeds, arguments.steps)
+    seeds, steps = (1, 40) if quick else (arguments.seeds, arguments.steps)
     stream = Stream(2, 8, 2, 4) if quick else Stream()
     corpus = load_corpus(0.2 if quick else 2.0)
     names = QUICK if quick else (*STRATEGIES, *STRENGTHS)
-    in_plain = QUICK if quick else IN_PLAIN
+    in_plain = ("fixed", HEADLINE) if quick else IN_PLAIN
     done = [seed_study(seed, steps, names, in_plain, stream, corpus, arguments.runs) for seed in range(seeds)]
     mean = {label: averaged([found[label].figures for found in done]) for label in JITTERS}
     series = {name: np.mean([found[MOVED].series[name] for found in done], axis=0).tolist() for name in names}

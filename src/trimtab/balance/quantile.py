@@ -129,7 +129,8 @@ class QuantileHistogramLaw(QuantileLaw):
 
     ``span``: largest minus smallest possible score (1 for sigmoid and softmax). The bins cover what r can
     be, from min(b) - span to max(b) + span, so the bias is exact to one bin. ``reduce`` sums an array over
-    ranks (`counts.reduced`); ranks with the same state then have the same bias.
+    ranks (`counts.reduced`); ranks with the same state then have the same bias. ``settings`` are those of
+    `QuantileLaw`.
     """
 
     def __init__(
@@ -139,26 +140,9 @@ class QuantileHistogramLaw(QuantileLaw):
         bins: int = 1000,
         span: float = 1.0,
         reduce: Reduce | None = None,
-        memory: float = 0.0,
-        rounds: int = 1,
-        cap: float | None = None,
-        groups: int = 1,
-        top_groups: int = 1,
-        price: str = "middle",
-        limits: Limits = FREE,
-        start: Any = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            top_k,
-            memory=memory,
-            rounds=rounds,
-            cap=cap,
-            groups=groups,
-            top_groups=top_groups,
-            price=price,
-            limits=limits,
-            start=start,
-        )
+        super().__init__(top_k, **settings)
         if bins < 2:
             raise TrimtabError(f"bins must be at least 2; given {bins!r}")
         self.bins, self.span, self.reduce = bins, positive(span, "span"), reduce

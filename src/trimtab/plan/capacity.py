@@ -180,7 +180,7 @@ def greatest_load(
     with trials_of(scenario, bounds, requests, workers, progress) as trials:
         ideal = ideal_load(scenario, bounds)
         about = locate(trials, ideal, adapt=requests is None)
-        return settle(trials, around(about), ideal, tolerance)
+        return settle(trials, around(about, trials.requests), ideal, tolerance)
 
 
 def trials_of(
@@ -216,9 +216,10 @@ def _first(ideal: float) -> float:
     return _rounded(0.7 * ideal)
 
 
-def around(load: float) -> tuple[float, ...]:
-    """Five loads."""
-    return tuple(_rounded(load * (1 + STEP) ** place) for place in (-2, -1, 0, 1, 2))
+def around(load: float, requests: int) -> tuple[float, ...]:
+    """Five loads for a start; three where trials of so many ``requests`` are dear."""
+    places = (-1, 0, 1) if requests >= LONGEST else (-2, -1, 0, 1, 2)
+    return tuple(_rounded(load * (1 + STEP) ** place) for place in places)
 
 
 def _bisect(trials: Trials, first: float, ideal: float) -> float:

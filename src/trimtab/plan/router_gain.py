@@ -80,7 +80,8 @@ def router_loads(
                 trials.found.clear()
                 about[name] = locate(trials, ideal, adapt=False)
         answers = {
-            name: settle(trials, around(about[name]), ideal, tolerance) for name, trials in every.items()
+            name: settle(trials, around(about[name], longest), ideal, tolerance)
+            for name, trials in every.items()
         }
         while len({answer.replications for answer in answers.values()}) > 1:
             most = max(answer.replications for answer in answers.values())

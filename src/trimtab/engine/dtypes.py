@@ -16,14 +16,20 @@ NONE = -1
 
 REQUEST = np.dtype(
     [
-        # what was asked (written by the workload)
+        # what its end touches, together: of the many under way it is in no near cache
         ("arrival", "f8"),  # s; inf until a closed loop sets it
         ("prefill_tokens", "i8"),  # prompt
         ("decode_tokens", "i8"),  # output, at least 1
         ("expected_decode", "f4"),  # what a router may assume about the output, tokens
+        ("path_len", "i8"),  # nodes; 0 shares nothing
+        ("next_turn", "i8"),  # request that this one's completion triggers, or NONE
+        ("execution", "f8"),  # s inside running iterations, all attempts
+        ("status", "i1"),  # Status
+        ("shared", "i8"),  # blocks of it that live in the prefix cache
+        ("finished", "f8"),  # s
+        # what was asked (written by the workload)
         ("session", "i8"),  # or NONE
         ("turn", "i4"),  # position in its session
-        ("next_turn", "i8"),  # request that this one's completion triggers, or NONE
         ("think", "f8"),  # s between that completion and the next arrival
         ("klass", "i2"),  # SLO class
         ("priority", "i2"),  # smaller is served first (scheduler policy "priority")
@@ -31,25 +37,20 @@ REQUEST = np.dtype(
         ("coin_b", "f8"),
         # what its prompt shares with others: a path through the forest of content (workload/content.py)
         ("path_at", "i8"),  # first entry of its path
-        ("path_len", "i8"),  # nodes; 0 shares nothing
         ("grows", "i8"),  # 1: its answer goes on the last node, because the next turn's prompt has it
         # what happened
         ("replica", "i8"),  # replica that serves it, or NONE; input of the replay router
         ("view", "i8"),  # router that sent it there
         ("pool", "i8"),  # replicas that may serve it
-        ("status", "i1"),  # Status
         ("preemptions", "i8"),  # restarts by recompute
         ("retries", "i8"),  # further attempts after a crash
         ("scheduled", "f8"),  # s, first time in a batch
         ("first_token", "f8"),  # s
-        ("finished", "f8"),  # s
-        ("execution", "f8"),  # s inside running iterations, all attempts
         ("last_token", "f8"),  # s, of the last token before a preemption
         # where it is now
         ("target", "i8"),  # tokens to prefill: the prompt, or all tokens so far after a preemption
         ("processed", "i8"),  # tokens prefilled in this attempt (decodes are counted by lane epoch)
         ("next_waiting", "i8"),  # queue link
-        ("shared", "i8"),  # blocks of it that live in the prefix cache
         ("hit_tokens", "i8"),  # prompt tokens found in the prefix cache, in its last attempt
         ("order", "f8"),  # place in its pool: arrival or admission, as the scheduler wants it
         # prefill here, decode there

@@ -342,6 +342,7 @@ CONTROL = np.dtype(
         ("bias_decay", "f8"),  # of the shares that move it
         ("seed", "i8"),  # of what the engine itself tosses
         ("asking", "i8"),  # request that waits for an outside router, or NONE
+        ("ranked", "i8"),  # 1: the tree of loads is kept (see ``ranking``)
         ("next_sample", "f8"),  # s
         ("sample_every", "f8"),  # s
         ("samples", "i8"),

@@ -106,6 +106,19 @@ def test_a_dead_worker_costs_one_point(points: Any, tmp_path: Path) -> None:
     assert marker.exists()
 
 
+def test_workers_stay_for_the_next_run(points: Any) -> None:
+    """And one that was stopped midway leaves nothing behind for it."""
+    executor = Processes(1)
+    payloads = [{"number": n} for n in range(6)]
+    first = {result["process"] for _, result in executor.run(points.square, payloads)}
+    again = {result["process"] for _, result in executor.run(points.square, payloads)}
+    assert first == again and len(first) == 1
+    stopped = executor.run(points.square, payloads)
+    next(stopped)
+    stopped.close()
+    assert sorted(index for index, _ in executor.run(points.square, payloads)) == list(range(6))
+
+
 def test_a_point_that_kills_every_worker_ends_the_sweep(points: Any) -> None:
     with pytest.raises(TrimtabError, match="a worker died 3 times"):
         list(Processes(1).run(points.always_deadly, [{"number": 1}]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -77,7 +78,8 @@ class Processes:
         """Until all is done or a worker dies; ``attempts`` loses what is done, and counts what was begun."""
         if self.pool is None:
             context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(self.workers, mp_context=context)
+            dies = (signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too: no traceback of each
+            self.pool = ProcessPoolExecutor(self.workers, context, signal.signal, dies)
         waiting = list(reversed(attempts))
         jobs: dict[Future[Json], int] = {}
         try:

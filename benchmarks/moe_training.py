@@ -22,24 +22,25 @@ import torch
 
 from trimtab.moe.store import recall
 from trimtab.moe.text import Corpus, load_corpus
-from trimtab.moe.training import MIXTURE, Recipe, held_out_figures, steps_until_balanced, unigram_loss
+from trimtab.moe.training import JITTER, MIXTURE, Recipe, held_out_figures, steps_until_balanced, unigram_loss
 
-# Label -> method and strength; the weaker coefficient is the one that the loss-free paper compares with.
-CONTENDERS: dict[str, tuple[str, float | None]] = {
-    "quantile": ("quantile", None),
-    "auxiliary loss 0.01": ("auxiliary", 0.01),
-    "auxiliary loss 0.001": ("auxiliary", 0.001),
-    "global-batch loss 0.01": ("global-batch", 0.01),
-    "sign": ("sign", None),
-    "proportional": ("proportional", None),
+# Method, strength, jitter; the weaker coefficient is the one that the loss-free paper compares with.
+CONTENDERS: dict[str, tuple[str, float | None, float]] = {
+    "quantile": ("quantile", None, 0.0),
+    "auxiliary loss 0.01": ("auxiliary", 0.01, 0.0),
+    "auxiliary loss 0.001": ("auxiliary", 0.001, 0.0),
+    "global-batch loss 0.01": ("global-batch", 0.01, 0.0),
+    "sign": ("sign", None, 0.0),
+    "proportional": ("proportional", None, 0.0),
+    "quantile, moved biases": ("quantile", None, JITTER),  # what moe_shift serves
 }
 FIGURES = ("perplexity", "excess_global", "excess_batch", "steps_until_balanced")
 
 
 def measure(label: str, seed: int, steps: int, corpus: Corpus, runs: Path, batches: int) -> dict[str, float]:
     """Figures of one training run, trained now or before."""
-    method, strength = CONTENDERS[label]
-    recipe = Recipe(method=method, strength=strength, seed=seed, steps=steps)
+    method, strength, jitter = CONTENDERS[label]
+    recipe = Recipe(method=method, strength=strength, jitter=jitter, seed=seed, steps=steps)
 
     def told(step: int, loss: float) -> None:
         if step % 100 == 99:

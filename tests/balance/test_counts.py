@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ranks import run_ranks
 
 from trimtab.balance import QuantileHistogramLaw, law, reduce_counts
 from trimtab.errors import TrimtabError
@@ -27,13 +27,11 @@ def scores_of(rank: int, batch: int) -> np.ndarray:
     return 1 / (1 + np.exp(-np.linspace(-1, 1, 8) - generator.normal(size=(200, 8))))
 
 
-def worker(rank: int, store: str, out: str) -> None:
-    """One rank: five batches of counts through one all-reduce each, laws on both gates; then a histogram."""
+def work(rank: int, folder: Path) -> None:
+    """Five batches of counts through one all-reduce each, laws on both gates; then a histogram."""
     import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     calls = 0
 
     def all_reduce(buffer: Any) -> None:
@@ -50,22 +48,12 @@ def worker(rank: int, store: str, out: str) -> None:
     histogram = QuantileHistogramLaw(2, reduce=all_reduce)
     histogram.update(torch.from_numpy(scores_of(rank, 0)))
     arrays = [bias_law.bias for bias_law in (*laws, histogram)]
-    np.savez(Path(out) / f"{rank}.npz", *[array.numpy() for array in arrays])
-    dist.destroy_process_group()
+    np.savez(folder / f"{rank}.npz", *[array.numpy() for array in arrays])
 
 
 def test_two_processes_agree_with_one_that_has_seen_all(tmp_path: Path) -> None:
     pytest.importorskip("torch.distributed", reason="torch is not installed")
-    context = multiprocessing.get_context("spawn")
-    ranks = [
-        context.Process(target=worker, args=(rank, str(tmp_path / "store"), str(tmp_path)))
-        for rank in range(RANKS)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=120)
-        assert process.exitcode == 0
+    run_ranks(work, tmp_path, RANKS)
     alone = [law("ewma"), law("sign"), QuantileHistogramLaw(2)]
     for batch in range(5):
         parts = zip(*[loads_of(rank, batch) for rank in range(RANKS)], strict=True)

@@ -12,6 +12,7 @@ from oracle import bias_laws as naive
 
 from trimtab.balance import QuantileHistogramLaw, QuantileLaw, load_of
 from trimtab.balance.measures import max_violation
+from trimtab.balance.prices import Market
 from trimtab.errors import TrimtabError
 
 
@@ -140,3 +141,71 @@ def test_bad_scores_change_nothing(bad: Any, says: str) -> None:
         QuantileLaw(4).update(np.ones((10, 4)))
     with pytest.raises(TrimtabError, match="at least 1"):
         QuantileLaw(0)
+
+
+def taken(scores: np.ndarray, bias: np.ndarray, top_k: int, groups: int, top_groups: int) -> list[set[int]]:
+    """Which experts each token takes, one token at a time."""
+    chosen = []
+    for row in scores + bias:
+        parts = row.reshape(groups, -1)
+        worth = np.sort(parts, axis=-1)[:, -2:].sum(axis=-1)
+        out = set(np.argsort(worth)[: groups - top_groups])
+        open_to = np.where(np.isin(np.arange(groups), list(out))[:, None], -np.inf, parts).reshape(-1)
+        chosen.append(set(np.argsort(open_to)[-top_k:].tolist()))
+    return chosen
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 4), data=st.data())
+def test_a_token_takes_what_asks_less_than_it_has(seed: int, size: int, data: Any) -> None:
+    """With groups, as a gate would select: the bias is above what is asked exactly where it is taken."""
+    groups = data.draw(st.integers(2, 4))
+    top_groups = data.draw(st.integers(1, groups - 1))
+    market = Market(data.draw(st.integers(1, size * top_groups)), groups, top_groups)
+    scores = skewed_scores(seed, (6, groups * size))
+    bias = np.random.default_rng(seed).normal(0, 0.2, groups * size)
+    asked = market.asked(np, scores, bias)
+    assert np.isfinite(asked).all()
+    now = taken(scores, bias, market.top_k, groups, top_groups)
+    for token, expert in np.ndindex(asked.shape):
+        assert (asked[token, expert] < bias[expert]) == (expert in now[token])
+
+
+def test_groups_are_balanced_by_a_law_that_knows_them() -> None:
+    """DeepSeek-V3's kind of gate in small: 8 groups of 4 experts, 4 groups kept, 6 experts."""
+    scores = skewed_scores(5, (2048, 32), skew=0.5)
+
+    def load(bias: np.ndarray) -> np.ndarray:
+        chosen = taken(scores, bias, 6, 8, 4)
+        return np.bincount([expert for row in chosen for expert in row], minlength=32).astype(float)
+
+    blind = QuantileLaw(6, rounds=20).update(scores)
+    aware = QuantileLaw(6, rounds=20, groups=8, top_groups=4).update(scores)
+    before, without, balanced = (float(max_violation(load(bias))) for bias in (np.zeros(32), blind, aware))
+    assert before > 1.0
+    assert balanced < 0.08
+    assert without > 3 * balanced
+    binned = QuantileHistogramLaw(6, rounds=20, groups=8, top_groups=4).update(scores)
+    assert float(max_violation(load(binned))) < 0.1
+
+
+@pytest.mark.parametrize("make", [QuantileLaw, QuantileHistogramLaw])
+def test_a_cap_lowers_the_busiest_and_leaves_the_rest(make: Any) -> None:
+    scores = skewed_scores(0, (2048, 16))
+    start = np.random.default_rng(1).normal(0, 0.05, 16)
+    before = load_of(scores, start, 2)
+    law = make(2, rounds=60, cap=1.2, start=start)
+    bias = law.update(scores)
+    after = load_of(scores, bias, 2)
+    assert max_violation(before) > 1.0
+    assert max_violation(after) < 0.23
+    assert (bias <= start).all()
+    light = load_of(scores, bias, 2) < 1.1 * after.mean()  # nobody waits for these
+    np.testing.assert_allclose(bias[light], start[light], atol=1e-3)
+    # Less is moved than evening all would: the same end with fewer tokens sent elsewhere.
+    evened = load_of(scores, make(2, rounds=20, start=start).update(scores), 2)
+    assert np.abs(after - before).sum() < 0.9 * np.abs(evened - before).sum()
+    # What asks for nothing any more is given back.
+    for _ in range(3):
+        bias = law.update(skewed_scores(9, (2048, 16), skew=0.0) - start)
+    np.testing.assert_allclose(bias, start, atol=0.01)

@@ -114,7 +114,7 @@ def test_times_and_splits(capsys: pytest.CaptureFixture[str]) -> None:
         (["loads.json", *EIGHT, "--tokens", "5"], "--tokens needs a --model"),
         (["loads.json", *EIGHT, "--model", "deepseek-v3"], "deepseek-v3 has 256 experts; the loads have 8"),
         (["loads.json", *EIGHT, "--moves", "-1"], "moves must be 0 or more; given -1"),
-        (["loads.json", *EIGHT, "--moves", "1", "--nodes", "2"], "--moves does not look at nodes"),
+        (["loads.json", *EIGHT, "--moves", "1", "--nodes", "3"], "8 devices cannot be shared evenly by 3"),
         (["loads.json", *EIGHT, "--current", "loads.json"], "loads.json: phy2log holds 10 to 600"),
         (
             ["loads.json", "--devices", "9", "--redundant", "1", "--nodes", "2"],

@@ -123,6 +123,23 @@ def test_groups_are_limited_as_the_model_limits_them() -> None:
         assert (attached.load[:, :4] > 0).any()
 
 
+def test_a_law_by_name_knows_the_groups_and_one_that_does_not_is_refused() -> None:
+    model = tiny_model("deepseek_v3", n_group=4, topk_group=2)
+    with torch.no_grad():
+        for router in (layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")):
+            router.weight.mul_(30)  # tiny random routers hardly prefer anyone
+    with pytest.raises(TrimtabError, match=r"other routers .* make it with top_k=2, groups=4, top_groups=2"):
+        attach(model, QuantileLaw(TOP_K))
+    with attach(model, QuantileLaw(TOP_K, groups=4, top_groups=2, rounds=10)) as attached:
+        forward(model)
+        before = max_violation(attached.load).mean()
+        for _ in range(4):
+            forward(model)
+        assert max_violation(attached.load).mean() < 0.5 * before
+    with attach(model, "quantile") as attached:
+        assert attached.law.market.groups == 4
+
+
 def test_groups_without_a_bias_of_their_own_stay_closed() -> None:
     """DeepSeek-V2 picks a group first, by unbiased scores: no bias reaches an expert outside of it."""
     model = tiny_model("deepseek_v2", topk_method="group_limited_greedy", n_group=2, topk_group=1)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ranks import run_ranks
 
 pytest.importorskip("torch", reason="torch is not installed")
 RANKS, BATCHES = 2, 4
@@ -60,12 +60,10 @@ def serve(rank: int | None, all_reduce: Any) -> tuple[np.ndarray, np.ndarray]:
         return attached.bias, attached.load
 
 
-def worker(rank: int, store: str, out: str) -> None:
+def work(rank: int, folder: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     calls = []
 
     def all_reduce(counts: torch.Tensor) -> None:
@@ -74,21 +72,11 @@ def worker(rank: int, store: str, out: str) -> None:
 
     bias, load = serve(rank, all_reduce)
     assert calls == [(LAYERS * EXPERTS,)] * BATCHES  # one per forward, whatever the number of layers
-    np.savez(Path(out) / f"{rank}.npz", bias=bias, load=load)
-    dist.destroy_process_group()
+    np.savez(folder / f"{rank}.npz", bias=bias, load=load)
 
 
 def test_two_processes_serve_with_the_bias_of_all_their_traffic(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ranks = [
-        context.Process(target=worker, args=(rank, str(tmp_path / "store"), str(tmp_path)))
-        for rank in range(RANKS)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=120)
-        assert process.exitcode == 0
+    run_ranks(work, tmp_path, RANKS)
     saved = [np.load(tmp_path / f"{rank}.npz") for rank in range(RANKS)]
     bias, load = serve(None, None)
     for one in saved:

@@ -105,6 +105,20 @@ def test_a_patched_checkpoint_is_balanced_and_otherwise_the_same(tmp_path: Path,
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_with_a_cap_biases_are_only_lowered(tmp_path: Path) -> None:
+    source, out = saved(tmp_path / "model", "deepseek_v3"), tmp_path / "capped"
+    capped = ["--cap", "1.2", "--max-kl", "1", "--max-loss", "1"]
+    assert run("calibrate", "--model", source, "--text", CODE, "--out", out, *QUICK, *capped) == 0
+    old, new = tensors(source), tensors(out)
+    biases = [name for name in old if name.endswith("correction_bias")]
+    assert all((new[name] <= old[name]).all() for name in biases)
+    assert any((new[name] < old[name]).any() for name in biases)
+    trained, adapted = (
+        load_on_text(AutoModelForCausalLM.from_pretrained(folder).eval()) for folder in (source, out)
+    )
+    assert max_violation(adapted).mean() < 0.7 * max_violation(trained).mean()
+
+
 def test_the_report_says_what_a_recount_says(tmp_path: Path, capsys: Any) -> None:
     source, out = saved(tmp_path / "model", "glm4_moe"), tmp_path / "out"
     assert run("calibrate", "--model", source, "--text", CODE, "--out", out, *QUICK, "--json") == 0
@@ -256,6 +270,8 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: Any) -> None:
     AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **BASE)).save_pretrained(dense)
     cases = [
         ([*good[:3], "--out", tmp_path / "out"], "no text files to calibrate on"),
+        ([*good, "--law", "sign", "--cap", "1.2"], "a cap is for the law 'quantile'"),
+        ([*good, "--cap", "0.5"], "cap is a multiple of an expert's share, from 1 up"),
         ([*good[:3], "--text", tmp_path / "empty"], "no text files to calibrate on"),
         ([*good[:3], "--text", tmp_path / "absent"], "there is no such file or folder"),
         ([*good[:3], "--text", tmp_path / "short.txt"], "at least 2 are needed"),

@@ -210,6 +210,24 @@ def test_rebalance_moves_no_more_than_it_may(case: tuple[np.ndarray, int, int], 
         assert (found.moved_from(now) == 0).all()
 
 
+def test_with_nodes_experts_stay_on_theirs() -> None:
+    generator = np.random.default_rng(2)
+    loads = generator.permutation(np.arange(1, 65) ** -0.8)[None]
+    now = place(loads, 16, 16, nodes=4, groups=8)
+    shifted = loads * generator.lognormal(0, 0.4, loads.shape)
+    found = rebalance(now, shifted, 12, nodes=4)
+
+    def on_nodes(placement: Placement) -> list[set[int]]:
+        return [set(part.reshape(-1).tolist()) for part in placement.slots[0].reshape(4, -1)]
+
+    assert on_nodes(found) == on_nodes(now)
+    assert on_nodes(rebalance(now, shifted, 12)) != on_nodes(now)
+    assert 0 < found.moved_from(now)[0] <= 12
+    assert found.max_over_mean(shifted)[0] < now.max_over_mean(shifted)[0]
+    with pytest.raises(TrimtabError, match="16 devices cannot be shared evenly by 3 nodes"):
+        rebalance(now, loads, 1, nodes=3)
+
+
 def test_a_few_moves_do_most_of_the_work() -> None:
     """From a placement for other loads: of 288 slots, 16 moves take more than half of the excess away."""
     generator = np.random.default_rng(1)

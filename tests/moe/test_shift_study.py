@@ -40,5 +40,5 @@ def test_the_quick_study_prints_its_figures(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["worked_max_violation"] == pytest.approx(4.6)
-    assert found["excess_removed_global"] > 0.2 and found["curve"][0]["removed_batch"] == 0.0
+    assert found["excess_removed_global"] > 0.2 and found["curves"]["plain"][0]["removed_batch"] == 0.0
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -22,7 +22,7 @@ from trimtab.errors import TrimtabError, unknown
 
 ARMS = ("A", "B")
 GRID = 401  # hypotheses about the mean difference, in steps of 1/200 of the range
-LARGEST_STAKE = 0.5  # of what would lose everything at once
+LARGEST_STAKE = 0.75  # of what would lose everything at once
 
 
 class ABTest(Stateful):

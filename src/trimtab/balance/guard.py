@@ -22,8 +22,12 @@ class Guard(Stateful):
     gives, and ``tolerance`` beside, fails. Either may be left out. They are asked of the bias about to be
     served, every ``probe_every`` steps, so a bad bias is refused before a token has seen it.
 
-    A step that fails is not taken. After ``patience`` failures in a row the trained bias is back in force,
-    bit for bit, and proposals are ignored for ``cool_down`` steps.
+    A step that fails is not taken, and the bias in force stays while it does well itself: within the
+    quality limit, and no less even than the trained one. Where it does not, ``patience`` failures in a row
+    put the trained bias back in force, bit for bit, and proposals are ignored for ``cool_down`` steps.
+
+    ``max_step`` is by default a quarter of the standard deviation of the trained biases over experts, or
+    0.01 where they are all the same.
     """
 
     state = ("trained", "bias", "failures", "resting", "num_steps", "num_rollbacks", "reason")
@@ -34,7 +38,7 @@ class Guard(Stateful):
         *,
         quality: Probe | None = None,
         load: Probe | None = None,
-        max_step: float = 0.05,
+        max_step: float | None = None,
         max_quality_loss: float = 0.005,
         tolerance: float = 0.1,
         probe_every: int = 1,
@@ -52,7 +56,7 @@ class Guard(Stateful):
         self.trained: Array = copied(trained.detach() if hasattr(trained, "detach") else trained)
         self.bias: Array = copied(self.trained)
         self.quality, self.load = quality, load
-        self.max_step = positive(max_step, "max_step")
+        self.max_step = gentle(checked) if max_step is None else positive(max_step, "max_step")
         self.max_quality_loss = positive(max_quality_loss, "max_quality_loss", zero=True)
         self.tolerance = positive(tolerance, "tolerance", zero=True)
         self.probe_every, self.patience, self.cool_down = probe_every, patience, cool_down
@@ -72,18 +76,21 @@ class Guard(Stateful):
         candidate = now + xp.clip(wanted - now, -self.max_step, self.max_step)
         candidate = xp.astype(candidate, self.trained.dtype)
         probing = (self.num_steps - 1) % self.probe_every == 0
-        complaint = self.complaint(candidate) if probing else ""
+        complaint = self.complaint(candidate, self.tolerance) if probing else ""
         if not complaint:
             self.bias = candidate
             self.failures = 0 if probing else self.failures
             return copied(self.bias)
-        self.failures += 1
         self.reason = complaint
+        if not self.complaint(self.bias, 0.0):
+            self.failures = 0
+            return copied(self.bias)
+        self.failures += 1
         if self.failures >= self.patience:
             self.rollback(complaint)
         return copied(self.bias)
 
-    def complaint(self, candidate: Array) -> str:
+    def complaint(self, candidate: Array, tolerance: float) -> str:
         """What is wrong with a bias, in words; empty where nothing is."""
         if self.quality is not None:
             loss = float(self.quality(candidate))
@@ -91,7 +98,7 @@ class Guard(Stateful):
                 return f"quality {loss:.4g} above {self.max_quality_loss:g}"
         if self.load is not None:
             here, before = float(self.load(candidate)), float(self.load(self.trained))
-            if not math.isfinite(here) or here > before + self.tolerance:
+            if not math.isfinite(here) or here > before + tolerance:
                 return f"imbalance {here:.4g}, with the trained bias {before:.4g}"
         return ""
 
@@ -102,3 +109,9 @@ class Guard(Stateful):
         self.num_rollbacks += 1
         self.reason = reason
         return copied(self.bias)
+
+
+def gentle(trained: Array) -> float:
+    """A quarter of the spread of biases (..., experts): what a shift asks for is some of these away."""
+    spread = float(((trained - trained.mean(-1)[..., None]) ** 2).mean()) ** 0.5
+    return spread / 4 or 0.01

@@ -30,6 +30,10 @@ def calibrate(
         Path | None, typer.Option(metavar="DIR", help="Folder to write; MODEL-balanced by default.")
     ] = None,
     law: Annotated[str, typer.Option(help="quantile, proportional or sign.")] = "quantile",
+    cap: Annotated[
+        float | None,
+        typer.Option(help="Let experts have up to so many times their share (1.1); even all without."),
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of text, a quarter of them held out.")] = 65_536,
     length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 512,
     passes: Annotated[int, typer.Option(help="Times that the law sees the calibration text.")] = 2,
@@ -63,7 +67,7 @@ def calibrate(
     from trimtab.moe.patched import Settings, calibrate_checkpoint
 
     limit = Limit(max_loss, max_kl)
-    settings = Settings(law, tokens, length, passes, limit, only, seed)
+    settings = Settings(law, cap, tokens, length, passes, limit, only, seed)
     target = out or model.with_name(f"{model.name}-balanced")
     console = Console()
 

@@ -76,7 +76,7 @@ def place(
     from trimtab.moe import place as search
     from trimtab.moe.loads_file import read_loads, read_placement
 
-    _check(out, out_format, moves, nodes)
+    _check(out, out_format)
     counted = read_loads(loads)
     layers, experts = counted.shape[-2:]
     rule = published_placement(counted, devices, redundant, nodes=nodes, groups=groups)
@@ -91,7 +91,7 @@ def place(
                 counted, devices, redundant, nodes=nodes, groups=groups, objective=aim, progress=report
             )
     else:
-        found = rebalance(before, counted, moves, objective=aim)
+        found = rebalance(before, counted, moves, nodes=nodes, objective=aim)
     table = [("in order" if current is None else "now", before, "even"), ("EPLB's rule", rule, "even")]
     ours = "trimtab" if moves is None else f"trimtab, {moves} moves"
     table.append((ours, found, "even"))
@@ -107,7 +107,7 @@ def place(
         _print(rows, counted, devices, redundant, out)
 
 
-def _check(out: Path | None, out_format: str, moves: int | None, nodes: int) -> None:
+def _check(out: Path | None, out_format: str) -> None:
     """What can be refused before anything is read."""
     if out_format not in FORMATS:
         raise unknown("format", out_format, FORMATS)
@@ -115,8 +115,6 @@ def _check(out: Path | None, out_format: str, moves: int | None, nodes: int) -> 
         raise TrimtabError(f"--out {str(out)!r} must end in .json")
     if out is not None and not out.parent.is_dir():
         raise TrimtabError(f"--out {str(out)!r}: there is no folder {str(out.parent)!r}")
-    if moves is not None and nodes > 1:
-        raise TrimtabError("--moves does not look at nodes; leave out --nodes, or place anew without --moves")
 
 
 def _timing(model: str | None, device: str, tokens: list[int] | None) -> list[tuple[Any, Any, int]]:

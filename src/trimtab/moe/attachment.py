@@ -132,7 +132,7 @@ class Attachment:
         if isinstance(law, str):
             if law not in LAWS:
                 raise unknown("bias law", law, LAWS)
-            law = law_of(law, self.top_k) if LAWS[law].observes == "scores" else law_of(law)
+            law = law_of(law, **self.market) if LAWS[law].observes == "scores" else law_of(law)
         if isinstance(law, AdaptiveLoadBalancer):
             if self.guard is not None or self.strength != 1.0 or self.target is not None:
                 raise TrimtabError("an AdaptiveLoadBalancer has its own guard; give it guard, not attach()")
@@ -143,6 +143,7 @@ class Attachment:
                 if law.observes == "scores" and self.device.type != "cpu":  # sorted where they are made
                     law.bias = law.start = torch.from_numpy(self.trained.copy()).to(self.device)
             self.check_same(law.start, "law's starting bias")
+            self.check_market(law)
             alone = law.observes == "scores" and getattr(law, "reduce", None) is None
             if self.reduce is not None and alone:
                 raise TrimtabError(
@@ -154,6 +155,24 @@ class Attachment:
                 f"law is a name, a BiasLaw or an AdaptiveLoadBalancer; given {type(law).__name__}"
             )
         return law
+
+    @property
+    def market(self) -> dict[str, int]:
+        """How the routers select, as the quantile laws take it."""
+        router = self.routers[0]
+        return {"top_k": router.top_k, "groups": router.groups, "top_groups": router.top_groups}
+
+    def check_market(self, law: BiasLaw) -> None:
+        """Raise where a law that reads scores reckons with another kind of selection."""
+        if law.observes != "scores":
+            return
+        given = {name: getattr(getattr(law, "market", None), name, None) for name in self.market}
+        if given != self.market:
+            listed = ", ".join(f"{name}={value}" for name, value in self.market.items())
+            raise TrimtabError(
+                f"{type(law).__name__} is for other routers than those of {type(self.model).__name__}: "
+                f"make it with {listed}"
+            )
 
     def other_model(self, what: str, bias: Any) -> TrimtabError:
         return TrimtabError(

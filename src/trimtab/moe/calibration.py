@@ -26,11 +26,7 @@ STRENGTHS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 BATCH_TOKENS = 4096
 LOGIT_BYTES = 256e6  # of the largest tensor of logits that a forward may make
 Report = Callable[[int, int, str], None]  # done, of, what
-LAWS: dict[str, Callable[[int, int], BiasLaw]] = {  # top_k, updates to come -> a law that arrives in time
-    "quantile": lambda top_k, updates: QuantileLaw(top_k, memory=0.5),
-    "proportional": lambda top_k, updates: ProportionalLaw(annealed(0.1, updates // 2, updates // 2, 0.01)),
-    "sign": lambda top_k, updates: SignLaw(annealed(0.05, updates // 2, updates // 2, 0.002)),
-}
+LAWS = ("quantile", "proportional", "sign")
 
 
 @dataclass(frozen=True)
@@ -74,23 +70,36 @@ class Calibrated:
     floor_global: float
 
 
+def law_in_time(name: str, market: dict[str, Any], updates: int, cap: float | None) -> BiasLaw:
+    """A law that has arrived after so many ``updates``. ``market``: `Attachment.market`."""
+    if name not in LAWS:
+        raise unknown("law", name, LAWS)
+    if name == "quantile":
+        return QuantileLaw(**market, memory=0.5, cap=cap)
+    if cap is not None:
+        raise TrimtabError(f"a cap is for the law 'quantile', which reads scores; given with {name!r}")
+    half = updates // 2
+    if name == "sign":
+        return SignLaw(annealed(0.05, half, half, 0.002))
+    return ProportionalLaw(annealed(0.1, half, half, 0.01))
+
+
 def find_bias(
     model: nn.Module,
     ids: Tensor,
     law: str,
+    cap: float | None,
     passes: int,
     only: str | None,
     report: Report,
     notes: Notebook,
 ) -> np.ndarray:
     """The bias (layers, experts) that the law arrives at on sequences ``ids`` (n, length)."""
-    if law not in LAWS:
-        raise unknown("law", law, LAWS)
     batches = ids.split(max(1, BATCH_TOKENS // ids.shape[1]))
     updates = passes * len(batches)
     with attach(model, only=only) as probe:
-        top_k, total = probe.top_k, np.zeros_like(probe.trained)
-    with attach(model, LAWS[law](top_k, updates), only=only) as attached, torch.no_grad():
+        market, total = probe.market, np.zeros_like(probe.trained)
+    with attach(model, law_in_time(law, market, updates, cap), only=only) as attached, torch.no_grad():
         begin = 0
         if (known := notes.read("finding")) is not None:
             attached.load_state_dict(known["attached"])
@@ -185,6 +194,7 @@ def calibrate(
     held_out: Tensor,
     *,
     law: str = "quantile",
+    cap: float | None = None,
     passes: int = 2,
     limit: Limit | None = None,
     as_stored: Callable[[np.ndarray], np.ndarray] = lambda bias: bias,
@@ -194,6 +204,7 @@ def calibrate(
 ) -> Calibrated:
     """The bias for ``calibration`` sequences (n, length) that stays within ``limit`` on ``held_out`` ones.
 
+    ``cap`` (law "quantile" only): a multiple of its share that an expert may have; None evens all.
     ``as_stored`` rounds a bias to what the checkpoint can hold, so that what is measured is what is served.
     ``notes`` of an interrupted calibration are gone on from. The model is left as it was.
     """
@@ -201,7 +212,7 @@ def calibrate(
         raise TrimtabError(f"passes must be at least 1; given {passes}")
     limit = limit if limit is not None else Limit()
     notes = notes if notes is not None else Notebook()
-    found = find_bias(model, calibration, law, passes, only, report, notes)
+    found = find_bias(model, calibration, law, cap, passes, only, report, notes)
     with attach(model, only=only) as attached:
         trained, top_k = attached.trained, attached.top_k
     biases = [

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trimtab.moe.packing import Floats, Ints
 
@@ -29,6 +30,7 @@ class Board:
     worst: bool  # cost is the worst window's, not the mean
     home: Ints | None = None  # (D, E) replicas where they are now; None: moving is free
     moves: int = 0  # at most so many replicas on devices that did not have them
+    allowed: NDArray[np.bool_] | None = None  # (D, E) where replicas may go; None: anywhere
 
     def __post_init__(self) -> None:
         self.hosts = hosts_of(self.slots, self.loads.shape[1])  # (D, E)
@@ -136,6 +138,9 @@ def _swap_with(board: Board, source: int) -> Step:
     after = board.over_windows(peak) + TIE * squares.sum(axis=0)
     gain = board.cost - after
     gain[source] = -np.inf
+    if board.allowed is not None:
+        fits = board.allowed[:, slots[source]][:, :, None] & board.allowed[source, slots][:, None, :]
+        gain = np.where(fits, gain, -np.inf)
     extra = np.zeros(gain.shape, dtype=np.int64)
     if board.home is not None:
         arrival, departure = board.arrival(), board.departure()
@@ -202,6 +207,8 @@ def _replace(board: Board, positions: Ints, incoming: Ints) -> Step:
     squares = np.einsum("wtjd,wtjd->tj", after, after)
     gain = board.potential - board.over_windows(after.max(axis=3)) - TIE * squares
     gain[outgoing[:, None] == incoming] = -np.inf
+    if board.allowed is not None:
+        gain = np.where(board.allowed[where][:, incoming], gain, -np.inf)
     extra = np.zeros(gain.shape, dtype=np.int64)
     if board.home is not None:
         extra = board.arrival()[where][:, incoming] - board.departure()[where, outgoing][:, None]

@@ -38,6 +38,7 @@ class Settings:
     """What a calibration is to do."""
 
     law: str = "quantile"
+    cap: float | None = None  # multiple of its share that an expert may have; None evens all
     tokens: int = 65_536  # of text, a quarter of them held out
     length: int = 512  # tokens per sequence
     passes: int = 2
@@ -99,6 +100,7 @@ def calibrate_checkpoint(
         ids,
         held_out,
         law=settings.law,
+        cap=settings.cap,
         passes=settings.passes,
         limit=settings.limit,
         as_stored=as_stored,

@@ -184,20 +184,25 @@ def _shifted(report: Callable[[int, int], None], before: int, total: int) -> Cal
     return lambda done: report(before + done, total)
 
 
-def rebalance(current: Placement, loads: Any, moves: int, *, objective: Objective = "mean") -> Placement:
+def rebalance(
+    current: Placement, loads: Any, moves: int, *, nodes: int = 1, objective: Objective = "mean"
+) -> Placement:
     """``current``, improved by at most ``moves`` replicas per layer on devices that did not have them.
 
-    Steps are taken by gain per replica moved; nodes and groups are not looked at.
+    Steps are taken by gain per replica moved. With ``nodes``, an expert stays on the nodes that have it.
     """
     windows = check_loads(_windows(loads), current.experts, len(current.slots))
     if moves < 0:
         raise TrimtabError(f"moves must be 0 or more; given {moves}")
+    _check_nodes(current.devices, nodes)
     _check_objective(objective)
     even = windows * (current.devices / windows.sum(axis=-1, keepdims=True))
     found = []
     for layer, slots in enumerate(current.slots):
         home = hosts_of(slots, current.experts)
-        board = Board(even[:, layer], slots.copy(), objective == "worst", home, moves)
+        by_node = home.reshape(nodes, -1, current.experts).any(axis=1)
+        allowed = np.repeat(by_node, current.devices // nodes, axis=0) if nodes > 1 else None
+        board = Board(even[:, layer], slots.copy(), objective == "worst", home, moves, allowed)
         found.append(improve(board).slots)
     return Placement(np.stack(found), current.experts)
 
@@ -278,13 +283,19 @@ def _check_groups(experts: int, devices: int, nodes: int, groups: int | None) ->
     for name, number in (("nodes", nodes), ("groups", groups)):
         if number < 1:
             raise TrimtabError(f"{name} must be 1 or more; given {number}")
-    if devices % nodes:
-        raise TrimtabError(f"{devices} devices cannot be shared evenly by {nodes} nodes")
+    _check_nodes(devices, nodes)
     if groups % nodes:
         raise TrimtabError(f"{groups} groups cannot be shared evenly by {nodes} nodes")
     if experts % groups:
         raise TrimtabError(f"{experts} experts cannot be shared evenly by {groups} groups")
     return groups
+
+
+def _check_nodes(devices: int, nodes: int) -> None:
+    if nodes < 1:
+        raise TrimtabError(f"nodes must be 1 or more; given {nodes}")
+    if devices % nodes:
+        raise TrimtabError(f"{devices} devices cannot be shared evenly by {nodes} nodes")
 
 
 def _words(placement: Placement) -> str:

@@ -22,6 +22,7 @@ from trimtab.errors import TrimtabError
 ROUTER_CLASS = re.compile(r"(Router|Gating|MoEGate|MoEV\d+Gate)$", re.IGNORECASE)
 BIAS_NAMES = ("e_score_correction_bias", "expert_bias")
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
+GROUPS, TOP_GROUPS = ("num_group", "n_group"), ("topk_group",)
 TOP_K = ("top_k", "num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k")
 
 
@@ -36,6 +37,8 @@ class Router:
     holder: nn.Module | None  # the module that owns the bias
     field: str  # the bias's name there
     bias_name: str  # path of the bias in the model; empty without one
+    groups: int = 1  # of experts, of which a token first keeps `top_groups` by their biased scores
+    top_groups: int = 1
 
     @property
     def placement(self) -> str:
@@ -114,7 +117,10 @@ def described(model: nn.Module, name: str, module: nn.Module) -> Router:
         )
     if not 0 < top_k < experts:
         raise TrimtabError(f"{name} gives each token {top_k} of {experts} experts: nothing to balance")
-    return Router(name, module, experts, top_k, holder, field, path)
+    groups, top_groups = number(module, GROUPS) or 1, number(module, TOP_GROUPS) or 1
+    if holder is None or not 1 <= top_groups < groups:  # without a bias, groups are chosen by scores alone
+        groups = top_groups = 1
+    return Router(name, module, experts, top_k, holder, field, path, groups, top_groups)
 
 
 def bias_of(

@@ -185,10 +185,10 @@ def layer_seconds(loads: Floats, tokens: int, model: str = "mixtral-8x7b", devic
 
 
 def verdicts(record: Record, fixed: Record, stream: Stream) -> dict[str, str]:
-    """A/B tests on the settled batches, each served by one arm: A the trained biases, B the strategy."""
+    """A/B tests on the shifted batches, each served by one arm: A the trained biases, B the strategy."""
     balanced = ABTest(0.0, 1.0)
     loss = ABTest(0.0, 4.0, higher_is_better=False)
-    for batch in range(stream.window.start, stream.window.stop):
+    for batch in range(stream.before, stream.back):
         arm = balanced.assign(batch)
         served = fixed if arm == "A" else record
         balanced.observe(arm, float(balancedness(served.loads[batch]).mean()))

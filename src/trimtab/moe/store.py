@@ -26,7 +26,16 @@ from trimtab.moe.language_model import MoELanguageModel
 from trimtab.moe.text import Corpus
 from trimtab.moe.training import Recipe, Trained, train
 
-MAKERS = (gate, language_model, losses, training, balance.laws, balance.limits, balance.quantile)
+MAKERS = (
+    gate,
+    language_model,
+    losses,
+    training,
+    balance.laws,
+    balance.limits,
+    balance.quantile,
+    balance.prices,
+)
 HISTORY = ("losses", "loads")
 
 

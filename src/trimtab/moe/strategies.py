@@ -82,9 +82,9 @@ class Ground:
                 classifier.update(text, kind)
         return DomainDetector(classifier)
 
-    def quantile(self, start: Any, memory: float = MEMORY) -> BiasLaw:
+    def quantile(self, start: Any, memory: float = MEMORY, cap: float | None = None) -> BiasLaw:
         """The law that reads scores."""
-        return law("quantile", self.top_k, memory=memory, start=start)
+        return law("quantile", self.top_k, memory=memory, cap=cap, start=start)
 
     def balanced(self, kind: str) -> Floats:
         """The biases that balance the calibration text of a kind."""
@@ -98,9 +98,11 @@ def by_law(name: str, *settings: float, **keywords: Any) -> Callable[[Ground], A
     return lambda ground: ByLaw(law(name, *settings, start=ground.base, **keywords), ground.base)
 
 
-def by_quantile(memory: float = MEMORY, strength: float = 1.0) -> Callable[[Ground], Adapter]:
+def by_quantile(
+    memory: float = MEMORY, strength: float = 1.0, cap: float | None = None
+) -> Callable[[Ground], Adapter]:
     """A strategy of the quantile law, so far from the trained biases towards it."""
-    return lambda ground: ByLaw(ground.quantile(ground.base, memory), ground.base, strength)
+    return lambda ground: ByLaw(ground.quantile(ground.base, memory, cap), ground.base, strength)
 
 
 def domain(ground: Ground) -> Adapter:
@@ -153,6 +155,7 @@ STRATEGIES: dict[str, Callable[[Ground], Adapter]] = {
     "ewma": by_law("ewma", 0.01),
     "quantile, no memory": by_quantile(0.0),
     "quantile": by_quantile(),
+    "quantile, cap 1.1": by_quantile(cap=1.1),
     "domain": domain,
     "domain, calibrated": domain_calibrated,
     "hybrid": hybrid,

@@ -179,7 +179,7 @@ def judge_all(
 ) -> list[float]:
     """The excess of each trial: in threads of this process, or on an executor. The same to the last bit."""
     if executor is None:
-        return spread(lambda trial: excess(*trial, hidden, config), trials)
+        return spread(lambda trial: excess(trial[0], trial[1], hidden, config), trials)
     payloads = [
         {
             "scenario": course.scenario.model_dump(mode="json", exclude_unset=True),

@@ -42,11 +42,6 @@ CARDS = (
 
 def run_body(result: Result, summary: dict[str, float], decisions: Sequence[Decision] = ()) -> str:
     """Everything between the body tags but data and scripts."""
-    regret = ""
-    if decisions:  # planning is not loaded for a plain page
-        from trimtab.report.regret import regret_section
-
-        regret = regret_section(result, decisions)
     scenario = result.scenario
     answer, backing = run_headline(result, summary)
     about = f'<p class="description">{escape(scenario.description)}</p>' if scenario.description else ""
@@ -75,18 +70,7 @@ capacity or route better; if in decoding, they are merely long.</p>
 <p class="see">Any other request is a row of requests.parquet and a bar of trace.json.</p>
 <div id="slowest"></div></details>
 </section>
-<section aria-labelledby="h-times">
-<h2 id="h-times">What happened when?</h2>
-<p class="see">All charts share the time axis, in seconds since the first arrival.</p>
-<div class="times">
-{_time_chart("flow", "In and out, requests/s", "Completions below arrivals: the cluster falls behind.")}
-{_time_chart("queue", "Queue, requests", "Requests waiting at all replicas; growth without end is overload.")}
-{_time_chart("tokens", "Output, tokens/s", "Tokens generated; a plateau is the cluster's capacity.")}
-{_time_chart("memory", "KV cache in use", "Share of blocks; near 100 % requests queue or are preempted.")}
-{_fleet_chart(result)}
-</div>
-</section>
-<section aria-labelledby="h-maps">
+{_times(result)}<section aria-labelledby="h-maps">
 <h2 id="h-maps">Where does the load lie?</h2>
 <p class="see">Requests waiting or running, a row per replica, time from left to right. Rows of one
 colour are an even load; a lone streak is a replica that fell behind.</p>
@@ -94,7 +78,7 @@ colour are an even load; a lone streak is a replica that fell behind.</p>
 <div class="map"><canvas id="map" role="img" aria-label="Load of each replica over time"></canvas></div>
 <div class="scroll" style="margin-top:18px">{_replicas(result)}</div>
 </section>
-{regret}<section aria-labelledby="h-batches">
+{_regret(result, decisions)}<section aria-labelledby="h-batches">
 <h2 id="h-batches">How full are the batches?</h2>
 <p class="see">Sequences per iteration. Small batches leave the device idle; a spike on the right is
 the cap.</p>
@@ -114,6 +98,29 @@ the cap.</p>
 </section>
 </main>
 <footer>Simulated in {result.cpu_seconds:.2f} CPU-seconds. Scenario {scenario.digest()}.</footer>"""
+
+
+def _times(result: Result) -> str:
+    return f"""<section aria-labelledby="h-times">
+<h2 id="h-times">What happened when?</h2>
+<p class="see">All charts share the time axis, in seconds since the first arrival.</p>
+<div class="times">
+{_time_chart("flow", "In and out, requests/s", "Completions below arrivals: the cluster falls behind.")}
+{_time_chart("queue", "Queue, requests", "Requests waiting at all replicas; growth without end is overload.")}
+{_time_chart("tokens", "Output, tokens/s", "Tokens generated; a plateau is the cluster's capacity.")}
+{_time_chart("memory", "KV cache in use", "Share of blocks; near 100 % requests queue or are preempted.")}
+{_fleet_chart(result)}
+</div>
+</section>
+"""
+
+
+def _regret(result: Result, decisions: Sequence[Decision]) -> str:
+    if not decisions:  # planning is not loaded for a plain page
+        return ""
+    from trimtab.report.regret import regret_section
+
+    return regret_section(result, decisions)
 
 
 def _time_chart(name: str, title: str, see: str) -> str:

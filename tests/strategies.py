@@ -19,6 +19,7 @@ from oracle.schedulers import SCHEDULERS, blocks_for
 
 from trimtab.engine.dtypes import NONE
 from trimtab.exectime.tables import ExecTables
+from trimtab.routers.heuristics import MANY
 from trimtab.scenario import Speculation
 from trimtab.workload import Traffic
 
@@ -179,10 +180,11 @@ def clusters(
     turns: bool = True,
     most_stages: int = 3,
     counts: tuple[int, ...] = (1, 1, 1, 2, 3, 4),
+    most: int = 16,
 ) -> Cluster:
-    """A few replicas, alike or (more often) each of its own kind, and a dozen requests."""
+    """A few replicas, alike or (more often) each of its own kind, and at most so many requests."""
     num_replicas = draw(st.sampled_from(counts))
-    requests = draw(request_tables(num_replicas, turns))
+    requests = draw(request_tables(num_replicas, turns, most))
     longest = int((requests["prefill_tokens"] + requests["decode_tokens"]).max())
     one = oracle_replicas(longest, schedulers, most_stages)
     if draw(st.integers(0, 2)) == 0:
@@ -190,6 +192,12 @@ def clusters(
     else:
         replicas = [draw(one) for _ in range(num_replicas)]
     return Cluster(requests, replicas, draw(st.sampled_from(routers)))
+
+
+def crowds() -> st.SearchStrategy[Cluster]:
+    """Replicas enough for the tree of their loads (``routers.heuristics.MANY``), or one too few."""
+    counts = (MANY - 1, MANY, MANY + 5)
+    return clusters(routers=("least_outstanding",), counts=counts, most=60)
 
 
 @st.composite

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import simulate
 from oracle.schedulers import SCHEDULERS
-from strategies import Cluster, clusters
+from strategies import Cluster, clusters, crowds
 
 
 def assert_equal(cluster: Cluster) -> None:
@@ -44,4 +44,11 @@ def test_every_scheduler_equals_the_oracle(scheduler: str, data: st.DataObject) 
 @given(cluster=clusters())
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_mixed_clusters_equal_the_oracle(cluster: Cluster) -> None:
+    assert_equal(cluster)
+
+
+@given(cluster=crowds())
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_many_replicas_equal_the_oracle(cluster: Cluster) -> None:
+    """The least loaded of many is the one that the oracle finds by looking at each."""
     assert_equal(cluster)

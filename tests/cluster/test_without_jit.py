@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 from oracle import OracleConditions
 from oracle.schedulers import SCHEDULERS
-from strategies import Cluster, clusters, sharing_clusters, speculating_clusters, troubled
+from strategies import Cluster, clusters, crowds, sharing_clusters, speculating_clusters, troubled
 
 from trimtab.engine.dtypes import ITERATION, REPLICA, REQUEST, SAMPLE
 from trimtab.engine.jit import DEBUG
+from trimtab.routers.heuristics import MANY
 
 EXAMPLES = 20  # clusters per scheduler
 
@@ -31,9 +32,9 @@ def fixed_clusters() -> list[Cluster]:
     """The same for ever: ``EXAMPLES`` for each scheduler, of mixed ones, with prefix caches, speculating."""
     found: list[Cluster] = []
 
-    def collect(strategy: SearchStrategy[Cluster]) -> None:
+    def collect(strategy: SearchStrategy[Cluster], examples: int = EXAMPLES) -> None:
         @settings(
-            max_examples=EXAMPLES,
+            max_examples=examples,
             derandomize=True,
             database=None,
             deadline=None,
@@ -49,6 +50,7 @@ def fixed_clusters() -> list[Cluster]:
     for scheduler in SCHEDULERS:
         collect(clusters(schedulers=(scheduler,)))
     collect(clusters())
+    collect(crowds(), examples=5)
     collect(sharing_clusters())
     collect(speculating_clusters())
     return found
@@ -159,5 +161,18 @@ def test_the_sweep_notices_a_wrong_entry(drawn: list[Cluster], table: str, colum
     state = run_engine(drawn[0].requests, drawn[0].replicas, drawn[0].router)
     check(state)
     getattr(state, table)[column][0] += 1000
+    with pytest.raises(AssertionError):
+        check(state)
+
+
+@pytest.mark.parametrize("cell", [1, -1])
+def test_the_sweep_notices_a_wrong_load(drawn: list[Cluster], cell: int) -> None:
+    from trimtab.engine.invariants import check
+
+    crowd = next(cluster for cluster in drawn if len(cluster.replicas) == MANY)
+    state = run_engine(crowd.requests, crowd.replicas, crowd.router)
+    assert state.control["ranked"][0]
+    check(state)
+    state.ranks[cell] -= 1.0
     with pytest.raises(AssertionError):
         check(state)

@@ -28,6 +28,7 @@ from trimtab.learn.evolve import (
 from trimtab.learn.policy import Scorer
 from trimtab.learn.presets import EvolveConfig
 from trimtab.learn.scenarios import build_episode
+from trimtab.plan.executors import Processes
 
 HIDDEN = 4
 SMALL = EvolveConfig(generations=12, courses=2, pairs=6, sigma=0.1, learning_rate=0.1)
@@ -84,6 +85,21 @@ def test_it_learns_and_is_the_same_again() -> None:
     assert after < before - 0.2
     assert learnt(0).tolist() == found.tolist()
     assert learnt(1).tolist() != found.tolist()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_processes_find_what_threads_find(workers: int) -> None:
+    """To the last bit, on any number of workers, which stay from one generation to the next."""
+    courses = [lopsided(seed) for seed in (3, 4)]
+    start = Scorer(HIDDEN, seed=4).flat()
+    config = replace(SMALL, generations=2, pairs=3)
+    executor = Processes(workers)
+    here, there = begin(start, HIDDEN), begin(start, HIDDEN)
+    evolve(here, courses, config, seed=0)
+    evolve(there, courses, config, seed=0, executor=executor)
+    assert there.values.tolist() == here.values.tolist() != begin(start, HIDDEN).values.tolist()
+    assert there.history == here.history
+    assert executor.pool is not None
 
 
 def test_what_is_paid_for_a_tail_counts() -> None:

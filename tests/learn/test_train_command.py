@@ -28,6 +28,9 @@ QUICK += [
 ]
 
 
+EVOLUTION = {"generations": 2, "pool": 2, "courses": 2, "pairs": 2}
+
+
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -66,6 +69,20 @@ def test_from_nothing_to_a_policy_that_compares(capsys: pytest.CaptureFixture[st
     assert about["scenario"]["name"] == "tiny"
     flags = ["--set", "router.policy=run/policy.safetensors", "--seeds", "1", "--out", "compared"]
     assert main(["compare", "tiny.yaml", "--routers", "learned,random", *flags]) == 0
+
+
+def test_the_executor_changes_no_bit() -> None:
+    """The same evolution in threads and on processes."""
+    from safetensors.numpy import load_file
+
+    evolution = [word for name, value in EVOLUTION.items() for word in ("--set", f"evolve.{name}={value}")]
+    assert train("-q", *evolution) == 0
+    threads = load_file("run/evolution.safetensors")  # its bytes also hold names, in no fixed order
+    Path("run/evolution.safetensors").unlink()
+    assert train("-q", *evolution, "--resume", "--executor", "processes", "--workers", "2") == 0
+    processes = load_file("run/evolution.safetensors")
+    assert threads.keys() == processes.keys() == {"values", "first", "second", "history"}
+    assert all(processes[name].tobytes() == table.tobytes() for name, table in threads.items())
 
 
 def test_a_start_that_finds_a_checkpoint(
@@ -171,6 +188,9 @@ def test_without_teachers(capsys: pytest.CaptureFixture[str]) -> None:
         (["--resume"], "no checkpoint in run/checkpoints; leave --resume out to begin"),
         (["--from", "latst"], "unknown checkpoint 'latst'; allowed: best, latest, previous."),
         (["--from", "best"], "no best checkpoint in run/checkpoints; there: none"),
+        (["--executor", "dask"], "unknown executor 'dask'; allowed: processes, ray."),
+        (["--address", "10.0.0.1:6379"], "--address 10.0.0.1:6379 needs --executor ray"),
+        (["--workers", "0"], "--workers must be 1 or more, got 0"),
         (["--from", "best", "--fresh"], "--from says where to go on, --fresh to begin again"),
     ],
 )

@@ -20,7 +20,7 @@ def deadly(payload: dict[str, Any]) -> dict[str, Any]:
     time.sleep(0.01)
     if marker and not Path(marker).exists():
         Path(marker).write_text(str(os.getpid()))
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), payload.get("by", signal.SIGKILL))
     return {"square": payload["number"] ** 2}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import trimtab as tt
 from trimtab.cli import main
 from trimtab.errors import TrimtabError
 from trimtab.plan.regret import HORIZON_S, regrets, summary
+from trimtab.report.html import run_page
 from trimtab.result import Result
 
 SMALL = {"workload.num_requests": 400, "workload.arrivals.qps": 20, "replicas.count": 3}
@@ -65,5 +68,32 @@ def test_the_report_judges_decisions(tmp_path: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     assert main(["report", folder, "--regret", "5"]) == 0
     assert "against the best choice in hindsight: mean" in capsys.readouterr().out
-    assert len((tmp_path / "run" / "regret.csv").read_text().splitlines()) >= 5
+    judged = (tmp_path / "run" / "regret.csv").read_text()
+    assert len(judged.splitlines()) >= 5
+    page = (tmp_path / "run" / "index.html").read_text()
+    assert "What did the routing cost?" in page
     assert main(["report", folder, "--regret", "0"]) == 2
+
+    assert main(["report", folder, "-q"]) == 0  # what was judged stays with the run
+    assert (tmp_path / "run" / "regret.csv").read_text() == judged
+    assert (tmp_path / "run" / "index.html").read_text() == page
+    (tmp_path / "run" / "regret.csv").write_text("request,regret\n1,2\n")
+    capsys.readouterr()
+    assert main(["report", folder, "-q"]) == 2
+    assert "regret.csv is not a table of request, time_s" in capsys.readouterr().err
+
+
+def test_the_page_tells_the_costliest_decisions() -> None:
+    """Dearest first, only those that another replica would have been better for."""
+    result = run("round-robin")
+    found = regrets(result, 40)
+    dear = sorted((each for each in found if each.regret_s > 0), key=lambda each: -each.regret_s)[:10]
+    assert dear
+    page = run_page(result, result.summary(), found)
+    assert re.findall(r'<th scope="row">request (\d+)', page) == [str(each.request) for each in dear]
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page).group(1))
+    assert data["regret"]["request"] == [each.request for each in found]
+    assert data["regret"]["regret"] == pytest.approx([1e3 * each.regret_s for each in found], rel=1e-3)
+    plain = run_page(result, result.summary())
+    assert "What did the routing cost?" not in plain
+    assert json.loads(re.search(r'id="data">(.*?)</script>', plain).group(1))["regret"] is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -104,6 +105,28 @@ def test_a_dead_worker_costs_one_point(points: Any, tmp_path: Path) -> None:
     found = list(Processes(2).run(points.deadly, payloads))
     assert sorted(found) == [(n, {"square": n * n}) for n in range(12)]
     assert marker.exists()
+
+
+def test_ctrl_c_ends_a_worker_without_a_word(
+    points: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    payloads = [{"number": n, "die": str(tmp_path / "dead"), "by": signal.SIGINT} for n in range(3)]
+    assert len(list(Processes(1).run(points.deadly, payloads))) == 3
+    assert (tmp_path / "dead").exists()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_workers_stay_for_the_next_run(points: Any) -> None:
+    """And one that was stopped midway leaves nothing behind for it."""
+    executor = Processes(1)
+    payloads = [{"number": n} for n in range(6)]
+    first = {result["process"] for _, result in executor.run(points.square, payloads)}
+    again = {result["process"] for _, result in executor.run(points.square, payloads)}
+    assert first == again and len(first) == 1
+    stopped = executor.run(points.square, payloads)
+    next(stopped)
+    stopped.close()
+    assert sorted(index for index, _ in executor.run(points.square, payloads)) == list(range(6))
 
 
 def test_a_point_that_kills_every_worker_ends_the_sweep(points: Any) -> None:

@@ -16,6 +16,7 @@ import trimtab.report.canvas
 import trimtab.report.definitions
 from trimtab.engine import dtypes
 from trimtab.engine.dtypes import Status
+from trimtab.plan.regret import Decision
 from trimtab.report.html import compare_page, rounded, run_page
 from trimtab.report.plots import write_plots
 from trimtab.report.words import between, listing, number
@@ -56,7 +57,8 @@ def test_names_cannot_break_out_of_the_page(make_result):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to run the page's scripts")
 @pytest.mark.parametrize("kind", ["run", "compare"])
 def test_scripts_run_to_the_end(kind, result, comparison, tmp_path):
-    page = run_page(result, result.summary()) if kind == "run" else compare_page(comparison)
+    judged = [Decision(request=1, time_s=0.5, chosen=0, best=1, regret_s=0.25)]
+    page = run_page(result, result.summary(), judged) if kind == "run" else compare_page(comparison)
     watch = "<script>window.onerror = (m) => { document.title = 'broken: ' + m; };</script>"
     path = tmp_path / "page.html"
     path.write_text(page.replace("<head>", "<head>" + watch))
@@ -72,11 +74,17 @@ def test_scripts_run_to_the_end(kind, result, comparison, tmp_path):
     dom = done.stdout
     assert "<title>broken" not in dom
     expected = (
-        ["curves", "flow", "queue", "tokens", "memory", "batches"] if kind == "run" else ["curves", "dots"]
+        ["curves", "flow", "queue", "tokens", "memory", "regret", "batches"]
+        if kind == "run"
+        else ["curves", "dots"]
     )
     for name in expected:
         inside = dom.split(f'id="{name}"')[1][:4000]
         assert "<svg" in inside, name
+    if kind == "run":
+        assert (
+            len(re.findall("request [0-9]+ at ", dom.split('id="slowest"')[1].split("</details>")[0])) == 10
+        )
 
 
 def test_numbers_are_read_easily():

@@ -14,6 +14,7 @@ from trimtab.cli.progress import note, progress_bar
 from trimtab.errors import TrimtabError
 
 if TYPE_CHECKING:
+    from trimtab.plan.regret import Decision
     from trimtab.result import Result
 
 RouterOption = Annotated[str | None, typer.Option("--router", help="Router; see `trimtab routers`.")]
@@ -82,35 +83,27 @@ def report(
         note(f"rebuilt {search_html.rebuild(run, out)}/index.html", quiet)
         return
     from trimtab.report.metrics import summarize
+    from trimtab.report.regret import read_decisions, regret_words
     from trimtab.report.run_folder import load, save
 
     result = load(run)
     summary = summarize(result)
-    folder = save(result, out or run, summary=summary)
+    decisions = read_decisions(run) if regret is None else _judge(result, regret, quiet or as_json)
+    folder = save(result, out or run, summary=summary, decisions=decisions)
     _show(result, summary, quiet, as_json)
-    if regret is not None:
-        _judge(result, regret, folder, quiet or as_json)
+    if decisions and not (quiet or as_json):
+        print(regret_words(decisions, result.scenario.router.name))
     note(f"rebuilt {folder}  (open {folder}/index.html)", quiet or as_json)
 
 
-def _judge(result: Result, decisions: int, folder: Path, quiet: bool) -> None:
-    """Regret of the run's router, written beside the rest."""
+def _judge(result: Result, decisions: int, quiet: bool) -> list[Decision]:
+    """Regret of the run's router at that many of its decisions."""
     if decisions < 1:
         raise TrimtabError(f"--regret must be 1 or more, got {decisions}")
-    from trimtab.plan.regret import HORIZON_S, Decision, regrets, summary
+    from trimtab.plan.regret import regrets
 
     with progress_bar("judging decisions", "decisions", quiet) as report_progress:
-        found = regrets(result, decisions, report_progress)
-    lines = [",".join(Decision._fields), *(",".join(f"{value:.9g}" for value in each) for each in found)]
-    (folder / "regret.csv").write_text("\n".join(lines) + "\n")
-    if not quiet:
-        said = summary(found)
-        print(
-            f"regret of {said['decisions']:.0f} decisions of {result.scenario.router.name}, against the best"
-            f" choice in hindsight: mean {said['mean_s']:.3g} s, p99 {said['p99_s']:.3g} s, most"
-            f" {said['most_s']:.3g} s; {100 * said['best_share']:.0f} % could not have been better"
-            f" (waiting for first tokens, all requests of the next {HORIZON_S:g} s)"
-        )
+        return regrets(result, decisions, report_progress)
 
 
 def _show(result: Result, summary: dict[str, float], quiet: bool, as_json: bool) -> None:

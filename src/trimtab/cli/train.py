@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,16 @@ UpdatesOption = Annotated[int | None, typer.Option("--updates", help="Of PPO, in
 WandbOption = Annotated[
     str | None, typer.Option("--wandb", metavar="PROJECT", help="Also log to Weights & Biases.")
 ]
+ExecutorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--executor", help="Run evolution's trials on processes (of this machine) or ray; else in threads."
+    ),
+]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", metavar="HOST:PORT", help="Of a Ray cluster.")
+]
+WorkersOption = Annotated[int | None, typer.Option("--workers", help="Processes; all cores by default.")]
 
 
 def train(
@@ -71,6 +82,9 @@ def train(
     resume: ResumeOption = None,
     start: FromOption = None,
     save_every: Annotated[int, typer.Option("--save-every", help="Updates between checkpoints.")] = 10,
+    executor: ExecutorOption = None,
+    address: AddressOption = None,
+    workers: WorkersOption = None,
     wandb: WandbOption = None,
     quiet: options.QuietOption = False,
 ) -> None:
@@ -86,6 +100,10 @@ def train(
 
     if until not in STAGES:
         raise unknown("stage", until, STAGES)
+    if executor or address or workers is not None:
+        from trimtab.plan.executors import make_executor
+
+        run = replace(run, executor=make_executor(executor or "processes", workers, address))
     chosen = _where_to_start(run.checkpoints, resume, start)
     if chosen is None and (resume is False or run.checkpoints.present()):
         forget(run)

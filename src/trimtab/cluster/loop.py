@@ -15,6 +15,7 @@ from trimtab.engine.heap import drop_first, push
 from trimtab.engine.invariants import check
 from trimtab.engine.jit import DEBUG, door, jit
 from trimtab.engine.queue import enqueue
+from trimtab.engine.ranking import rank
 from trimtab.engine.record import sample_until, touch
 from trimtab.engine.signals import count_own, look, refresh_until
 from trimtab.engine.state import State
@@ -92,6 +93,8 @@ def place(state: State, request: int, replica: int, now: float) -> None:
     replicas["outstanding"][replica] += 1
     replicas["pending_prefill"][replica] += requests["prefill_tokens"][request]
     replicas["expected_decode"][replica] += requests["expected_decode"][request]
+    if state.control["ranked"][0]:
+        rank(state, replica)
     if state.control["count_own"][0]:
         count_own(state, replica, request)
     enqueue(state, replica, request)

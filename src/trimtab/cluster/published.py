@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from trimtab.engine.jit import jit
+from trimtab.engine.ranking import Table
 from trimtab.engine.state import State
 from trimtab.routers import Router
-from trimtab.routers.heuristics import LEAST_OUTSTANDING, Table, lowest_score
+from trimtab.routers.heuristics import LEAST_OUTSTANDING, lowest_score
 from trimtab.routers.learned import learned
 from trimtab.routers.prefix_aware import aibrix, bounded_hash, hashed_session, preble, ray_prefix, sglang
 from trimtab.routers.production import lowest_cost, softmax

@@ -26,6 +26,8 @@ def check(state: State) -> None:
         for lane in lanes:
             check_lane(state, lane, int(state.replicas["group"][replica]))
         check_blocks(state, replica, lanes)
+    if state.control["ranked"][0]:
+        check_ranks(state)
     check_requests(state)
 
 
@@ -93,6 +95,17 @@ def check_blocks(state: State, replica: int, lanes: range) -> None:
         assert row["kv_used"] == reserve * running + (held if static else 0)
     elif running == 0:
         assert row["kv_used"] == sent
+
+
+def check_ranks(state: State) -> None:
+    """Every leaf is its replica's load, every other cell the least of its two children."""
+    ranks, leaves = state.ranks, len(state.ranks) // 2
+    loads = state.replicas["outstanding"] + 1.0
+    if state.control["speed_aware"][0]:
+        loads /= state.replicas["speed"]
+    assert (ranks[leaves : leaves + len(loads)] == loads).all()
+    assert np.isinf(ranks[leaves + len(loads) :]).all()
+    assert (ranks[1:leaves] == np.minimum(ranks[2::2], ranks[3::2])).all()
 
 
 def blocks_sent(state: State, replica: int) -> int:

@@ -19,6 +19,7 @@ from trimtab.engine.heap import push
 from trimtab.engine.jit import jit
 from trimtab.engine.prefix import leave, publish
 from trimtab.engine.queue import requeue
+from trimtab.engine.ranking import rank
 from trimtab.engine.record import record_gap
 from trimtab.engine.signals import count_answer
 from trimtab.engine.state import State
@@ -272,6 +273,8 @@ def finish(state: State, replica: int, lane: int, slot: int, now: float) -> None
     replicas["running"][replica] -= 1
     replicas["outstanding"][replica] -= 1
     replicas["expected_decode"][replica] -= requests["expected_decode"][request]
+    if state.control["ranked"][0]:
+        rank(state, replica)
     if state.control["count_answers"][0]:
         count_answer(state, replica, request)
     if state.groups["scheduler"][group] == STATIC:

@@ -38,6 +38,7 @@ LAYOUT = {
     "scalers": (dtypes.SCALER, 1),  # (S,) autoscaled groups
     "advice": (np.dtype(np.int64), 2),  # (S, keep) replicas that each scaler recommended, in a ring
     "scalings": (dtypes.SCALING, 1),  # (recorded,) changes of power
+    "ranks": (np.dtype(np.float64), 1),  # tree of the replicas' loads (see ``ranking``)
     "turns": (np.dtype(np.int64), 2),  # (V, Q) round robin: next replica of each router, in each pool
     "curves": (np.dtype(np.float64), 1),  # all execution-time tables, one after another, s
     "iterations": (dtypes.ITERATION, 1),  # (recorded,)
@@ -140,6 +141,7 @@ class State:
     scalers: NDArray[Any]
     advice: NDArray[np.int64]
     scalings: NDArray[Any]
+    ranks: NDArray[np.float64]
     turns: NDArray[np.int64]
     curves: NDArray[np.float64]
     iterations: NDArray[Any]
@@ -239,6 +241,7 @@ def allocate(
         scalers=scalers,
         advice=np.tile(np.array([conditions.starts], np.int64).T, (1, int(scalers["keep"].max(initial=1)))),
         scalings=np.zeros(SCALING_CAPACITY if len(scalers) else 0, dtypes.SCALING),
+        ranks=np.full(2 << (num_replicas - 1).bit_length(), np.inf),
         turns=pools["first"] + np.arange(views)[:, None] % sizes,
         curves=curves,
         iterations=np.empty(max_iterations, dtypes.ITERATION),

@@ -9,8 +9,11 @@ geometric mean of the latest ``TAIL`` of first tokens: it lies near the 99th per
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +28,18 @@ from trimtab.learn.scenarios import FIRST_SEED, HARD, Draw, build_episode, draw_
 from trimtab.routers import Router, get_router
 from trimtab.routers.features import NUM_FEATURES
 from trimtab.routers.learned import make_brain
-from trimtab.scenario import Scenario
+from trimtab.scenario import Scenario, load_scenario
 from trimtab.simulation import start
 from trimtab.workload import Traffic
+
+if TYPE_CHECKING:
+    from trimtab.plan.executors import Executor
 
 Floats = NDArray[np.float64]
 RIVALS = ("least-pending-prefill", "preble", "lmetric", "vllm-dp", "llm-d", "sticky-session")
 LATE = 60.0  # s: the first token of a request that was never served
 TAIL = 0.025
+KEPT = 64  # scenarios that a worker keeps built, some MB each
 
 
 @dataclass(frozen=True)
@@ -158,16 +165,53 @@ def evolve(
     config: EvolveConfig,
     seed: int,
     told: Callable[[dict[str, float]], None] | None = None,
+    executor: Executor | None = None,
 ) -> None:
     """Go on to ``config.generations``; every generation is a function of (seed, its number)."""
     while evolution.generation < config.generations:
-        facts = generation(evolution, courses, config, seed)
+        facts = generation(evolution, courses, config, seed, executor)
         if told is not None:
             told(facts)
 
 
+def judge_all(
+    trials: Sequence[tuple[Course, Floats]], hidden: int, config: EvolveConfig, executor: Executor | None
+) -> list[float]:
+    """The excess of each trial: in threads of this process, or on an executor. The same to the last bit."""
+    if executor is None:
+        return spread(lambda trial: excess(trial[0], trial[1], hidden, config), trials)
+    payloads = [
+        {
+            "scenario": course.scenario.model_dump(mode="json", exclude_unset=True),
+            "best": course.best,
+            "values": values,
+            "hidden": hidden,
+            "config": config,
+        }
+        for course, values in trials
+    ]
+    found = dict(executor.run(judge, payloads))
+    return [found[index]["excess"] for index in range(len(trials))]
+
+
+def judge(payload: dict[str, Any]) -> dict[str, float]:
+    """One trial of ``judge_all``, all it needs with it."""
+    course = Course(*_built(json.dumps(payload["scenario"])), payload["best"])
+    return {"excess": excess(course, payload["values"], payload["hidden"], payload["config"])}
+
+
+@lru_cache(maxsize=KEPT)
+def _built(scenario: str) -> tuple[Scenario, Traffic, list[Fleet]]:
+    loaded = load_scenario(json.loads(scenario))
+    return (loaded, *build_episode(loaded))
+
+
 def generation(
-    evolution: Evolution, courses: Sequence[Course], config: EvolveConfig, seed: int
+    evolution: Evolution,
+    courses: Sequence[Course],
+    config: EvolveConfig,
+    seed: int,
+    executor: Executor | None = None,
 ) -> dict[str, float]:
     """One step. Returns the mean excess of its trials, that of their hardest course, and the step's size."""
     rng = np.random.default_rng((seed, evolution.generation))
@@ -179,11 +223,8 @@ def generation(
         for side in (1.0, -1.0)
         for course in chosen
     ]
-
-    def judge(trial: tuple[Course, Floats]) -> float:
-        return excess(*trial, evolution.hidden, config)
-
-    found = np.array(spread(judge, trials)).reshape(config.pairs, 2, config.courses)
+    excesses = judge_all(trials, evolution.hidden, config, executor)
+    found = np.array(excesses).reshape(config.pairs, 2, config.courses)
     hard = np.sqrt((np.maximum(found, 0.0) ** 2).mean(axis=2))
     worth = found.mean(axis=2) + config.hardness * hard
     slope = ((worth[:, 0] - worth[:, 1])[:, None] * directions).mean(axis=0) / (2 * config.sigma)

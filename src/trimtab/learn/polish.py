@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from trimtab.learn.monitor import Monitor
 from trimtab.learn.presets import TrainConfig
 from trimtab.learn.scenarios import Draw, draw_scenario
 from trimtab.learn.sealed import write_whole
+
+if TYPE_CHECKING:
+    from trimtab.plan.executors import Executor
 
 FILE = "evolution.safetensors"
 SAVE_EVERY = 5  # generations
@@ -34,9 +38,11 @@ def polish(
     start: NDArray[np.float64],
     report: Report,
     draw: Draw = draw_scenario,
+    executor: Executor | None = None,
 ) -> Evolution:
     """Evolve from ``start`` (policy_size(hidden),), or go on with what the folder holds of this very run.
 
+    Trials are run on ``executor`` (None: in threads here), which changes nothing about the outcome.
     ``report(done, total, latest)`` is called after every generation. Ctrl-C leaves the file of the last
     generations that were saved.
     """
@@ -50,7 +56,7 @@ def polish(
     with Monitor(folder, config, evolution.history, columns=columns, name="evolution") as monitor:
         while evolution.generation < total:
             report(evolution.generation, total, "")
-            facts = generation(evolution, courses, config.evolve, config.seed)
+            facts = generation(evolution, courses, config.evolve, config.seed, executor)
             monitor.log(evolution.generation, facts)
             report(evolution.generation, total, f"excess {facts['evolve/excess']:.3f}")
             if evolution.generation % SAVE_EVERY == 0 or evolution.generation == total:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import torch
 
@@ -47,6 +47,9 @@ from trimtab.learn.sealed import write_whole
 from trimtab.routers.policy_file import Policy, load_policy
 from trimtab.scenario import Scenario
 
+if TYPE_CHECKING:
+    from trimtab.plan.executors import Executor
+
 MARKER = "training.json"
 Stage = Literal["demonstrations", "cloning", "ppo", "evolution"]
 STAGES: tuple[Stage, ...] = ("demonstrations", "cloning", "ppo", "evolution")
@@ -63,13 +66,17 @@ class Screen:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what, on what, where, and how often it is saved and evaluated (updates)."""
+    """One training: what, on what, where, and how often it is saved and evaluated (updates).
+
+    ``executor`` runs the trials of evolution; None: threads of this process.
+    """
 
     config: TrainConfig
     folder: Path
     scenario: Scenario | None = None
     save_every: int = 10
     wandb: str | None = None
+    executor: Executor | None = None
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -260,7 +267,7 @@ def refine(run: Run, draw: Draw, screen: Screen) -> Path:
     """
     learner, best = run.checkpoints.load(BEST, run.config, draw)
     with screen.bar("evolution", "generations") as report:
-        evolution = polish(run.folder, run.config, learner.scorer.flat(), report, draw)
+        evolution = polish(run.folder, run.config, learner.scorer.flat(), report, draw, run.executor)
     found = HeldOut(draw).measure(Acting(evolution.values, evolution.hidden))
     value = found["eval/p99_ttft_ratio"]
     screen.note(f"evolution: {value:.3f} of {YARDSTICK}'s p99 time to first token on held-out scenarios")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -38,8 +39,10 @@ def make_executor(
     Raises
     ------
     TrimtabError
-        for an unknown name, an address without Ray, and a cluster that cannot be reached.
+        for an unknown name, no workers, an address without Ray, and a cluster that cannot be reached.
     """
+    if workers is not None and workers < 1:
+        raise TrimtabError(f"--workers must be 1 or more, got {workers}")
     if name not in NAMES:
         raise unknown("executor", name, NAMES)
     if name == "ray":
@@ -50,10 +53,12 @@ def make_executor(
 
 
 class Processes:
-    """Fresh processes of this machine; one that dies is replaced, and its point computed again."""
+    """Processes of this machine, kept from one run to the next; one that dies is replaced, and its point
+    computed again."""
 
     def __init__(self, workers: int):
         self.workers = workers
+        self.pool: ProcessPoolExecutor | None = None
 
     def run(self, function: Function, payloads: Sequence[Json]) -> Iterator[tuple[int, Json]]:
         """As ``Executor.run``. A point whose worker dies three times raises TrimtabError."""
@@ -71,24 +76,27 @@ class Processes:
         self, function: Function, payloads: Sequence[Json], attempts: dict[int, int]
     ) -> Iterator[tuple[int, Json]]:
         """Until all is done or a worker dies; ``attempts`` loses what is done, and counts what was begun."""
-        context = multiprocessing.get_context("spawn")
-        workers = min(self.workers, len(attempts))
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            waiting = list(reversed(attempts))
-            jobs: dict[Future[Json], int] = {}
-            try:
-                while waiting or jobs:
-                    while waiting and len(jobs) < AHEAD * workers:
-                        index = waiting.pop()
-                        attempts[index] += 1
-                        jobs[pool.submit(function, payloads[index])] = index
-                    for job in wait(jobs, return_when=FIRST_COMPLETED).done:
-                        result = job.result()
-                        index = jobs.pop(job)
-                        del attempts[index]
-                        yield index, result
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        if self.pool is None:
+            context = multiprocessing.get_context("spawn")
+            dies = (signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too: no traceback of each
+            self.pool = ProcessPoolExecutor(self.workers, context, signal.signal, dies)
+        waiting = list(reversed(attempts))
+        jobs: dict[Future[Json], int] = {}
+        try:
+            while waiting or jobs:
+                while waiting and len(jobs) < AHEAD * self.workers:
+                    index = waiting.pop()
+                    attempts[index] += 1
+                    jobs[self.pool.submit(function, payloads[index])] = index
+                for job in wait(jobs, return_when=FIRST_COMPLETED).done:
+                    result = job.result()
+                    index = jobs.pop(job)
+                    del attempts[index]
+                    yield index, result
+        finally:
+            if waiting or jobs:  # a worker died, or nobody wants the rest
+                self.pool.shutdown(wait=False, cancel_futures=True)
+                self.pool = None
 
 
 class Ray:

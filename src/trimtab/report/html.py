@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from trimtab.scenario import ReplicaGroup, Scenario
 
 if TYPE_CHECKING:
     from trimtab.comparison import Comparison
+    from trimtab.plan.regret import Decision
 
 LOGO = (
     '<svg viewBox="0 0 20 20" fill="none" stroke="currentColor" stroke-width="1.7" stroke-linecap="round" '
@@ -36,14 +38,14 @@ def compare_page(comparison: Comparison) -> str:
     )
 
 
-def run_page(result: Result, summary: dict[str, float]) -> str:
-    """The page of one run, complete HTML."""
+def run_page(result: Result, summary: dict[str, float], decisions: Sequence[Decision] = ()) -> str:
+    """The page of one run, complete HTML; with a section on its judged routing ``decisions``, if any."""
     from trimtab.report.run_html import run_body, run_data
 
     return page(
         f"{result.scenario.name}: one run",
-        run_body(result, summary),
-        run_data(result, summary),
+        run_body(result, summary, decisions),
+        run_data(result, summary, decisions),
         ("base.js", "charts.js", "run.js"),
     )
 

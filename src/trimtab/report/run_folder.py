@@ -6,8 +6,9 @@ import csv
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -22,6 +23,9 @@ from trimtab.report.metrics import itl_centres_ms, replica_rows, summarize
 from trimtab.result import REQUEST_COLUMNS, Group, Result
 from trimtab.scenario import Scenario, parse
 
+if TYPE_CHECKING:
+    from trimtab.plan.regret import Decision
+
 FORMAT = 1
 MARKER = "summary.json"
 WORDS = tuple(status.name.lower() for status in Status)
@@ -34,10 +38,12 @@ def save(
     summary: dict[str, float] | None = None,
     plots: bool = True,
     trace: bool = True,
+    decisions: Sequence[Decision] = (),
 ) -> Path:
     """Write a run folder; an earlier run folder at ``directory`` is replaced in one step.
 
-    ``summary`` saves computing it again; ``plots`` and ``trace`` can be left out for speed.
+    ``summary`` saves computing it again; ``plots`` and ``trace`` can be left out for speed. ``decisions``
+    are the run's routing decisions that were judged (see ``plan.regret``).
 
     Raises
     ------
@@ -63,7 +69,11 @@ def save(
             from trimtab.report.plots import write_plots
 
             write_plots(result, draft / "plots")
-        (draft / "index.html").write_text(run_page(result, summary), encoding="utf-8")
+        if decisions:
+            from trimtab.report.regret import write_decisions
+
+            write_decisions(decisions, draft)
+        (draft / "index.html").write_text(run_page(result, summary, decisions), encoding="utf-8")
     return Path(directory)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.engine.dtypes import Status
 from trimtab.report.definitions import FAMILIES, MEASURES, REPLICA_COLUMNS, SCALARS, define
 from trimtab.report.digest import CURVE_SHARES, CURVES, load_map
 from trimtab.report.html import LOGO, facts, meaning, source_details, tip
@@ -16,9 +18,13 @@ from trimtab.report.series import replicas_over_time, time_series
 from trimtab.report.words import number, run_headline
 from trimtab.result import Result
 
+if TYPE_CHECKING:
+    from trimtab.plan.regret import Decision
+
 BINS = 160
 HISTOGRAM_BARS = 64
 MAX_LINES = 8  # replicas drawn one by one
+SLOWEST = 10  # requests drawn one by one
 MAX_ROWS = 128  # replicas in the table
 SHOWN = ("mean", "p50", "p90", "p95", "p99")
 SHORT = {"ttft_ms": "First token", "tpot_ms": "Per output token", "e2el_ms": "End to end"}
@@ -34,7 +40,7 @@ CARDS = (
 )
 
 
-def run_body(result: Result, summary: dict[str, float]) -> str:
+def run_body(result: Result, summary: dict[str, float], decisions: Sequence[Decision] = ()) -> str:
     """Everything between the body tags but data and scripts."""
     scenario = result.scenario
     answer, backing = run_headline(result, summary)
@@ -60,19 +66,11 @@ def run_body(result: Result, summary: dict[str, float]) -> str:
 <p class="see">End-to-end latency by phase. If the slowest requests spend their time in the queue, add
 capacity or route better; if in decoding, they are merely long.</p>
 <div id="phases"></div>
+<details><summary>The {SLOWEST} slowest requests, one by one</summary>
+<p class="see">Any other request is a row of requests.parquet and a bar of trace.json.</p>
+<div id="slowest"></div></details>
 </section>
-<section aria-labelledby="h-times">
-<h2 id="h-times">What happened when?</h2>
-<p class="see">All charts share the time axis, in seconds since the first arrival.</p>
-<div class="times">
-{_time_chart("flow", "In and out, requests/s", "Completions below arrivals: the cluster falls behind.")}
-{_time_chart("queue", "Queue, requests", "Requests waiting at all replicas; growth without end is overload.")}
-{_time_chart("tokens", "Output, tokens/s", "Tokens generated; a plateau is the cluster's capacity.")}
-{_time_chart("memory", "KV cache in use", "Share of blocks; near 100 % requests queue or are preempted.")}
-{_fleet_chart(result)}
-</div>
-</section>
-<section aria-labelledby="h-maps">
+{_times(result)}<section aria-labelledby="h-maps">
 <h2 id="h-maps">Where does the load lie?</h2>
 <p class="see">Requests waiting or running, a row per replica, time from left to right. Rows of one
 colour are an even load; a lone streak is a replica that fell behind.</p>
@@ -80,7 +78,7 @@ colour are an even load; a lone streak is a replica that fell behind.</p>
 <div class="map"><canvas id="map" role="img" aria-label="Load of each replica over time"></canvas></div>
 <div class="scroll" style="margin-top:18px">{_replicas(result)}</div>
 </section>
-<section aria-labelledby="h-batches">
+{_regret(result, decisions)}<section aria-labelledby="h-batches">
 <h2 id="h-batches">How full are the batches?</h2>
 <p class="see">Sequences per iteration. Small batches leave the device idle; a spike on the right is
 the cap.</p>
@@ -100,6 +98,29 @@ the cap.</p>
 </section>
 </main>
 <footer>Simulated in {result.cpu_seconds:.2f} CPU-seconds. Scenario {scenario.digest()}.</footer>"""
+
+
+def _times(result: Result) -> str:
+    return f"""<section aria-labelledby="h-times">
+<h2 id="h-times">What happened when?</h2>
+<p class="see">All charts share the time axis, in seconds since the first arrival.</p>
+<div class="times">
+{_time_chart("flow", "In and out, requests/s", "Completions below arrivals: the cluster falls behind.")}
+{_time_chart("queue", "Queue, requests", "Requests waiting at all replicas; growth without end is overload.")}
+{_time_chart("tokens", "Output, tokens/s", "Tokens generated; a plateau is the cluster's capacity.")}
+{_time_chart("memory", "KV cache in use", "Share of blocks; near 100 % requests queue or are preempted.")}
+{_fleet_chart(result)}
+</div>
+</section>
+"""
+
+
+def _regret(result: Result, decisions: Sequence[Decision]) -> str:
+    if not decisions:  # planning is not loaded for a plain page
+        return ""
+    from trimtab.report.regret import regret_section
+
+    return regret_section(result, decisions)
 
 
 def _time_chart(name: str, title: str, see: str) -> str:
@@ -180,6 +201,7 @@ def _files() -> str:
         ("scalings.parquet", "with autoscaling: when which replica came and went"),
         ("summary.json", "all figures of this page"),
         ("replicas.csv", "a row per replica"),
+        ("regret.csv", "with trimtab report --regret N: the judged routing decisions"),
         ("scenario.yaml", "run it again: trimtab simulate scenario.yaml"),
         ("plots/", "PNG pictures, where they were asked for"),
     )
@@ -190,8 +212,13 @@ def _files() -> str:
 # --- what scripts draw --------------------------------------------------------------------------
 
 
-def run_data(result: Result, summary: dict[str, float]) -> dict[str, Any]:
+def run_data(result: Result, summary: dict[str, float], decisions: Sequence[Decision] = ()) -> dict[str, Any]:
     """The data of the page; times in ms for latencies, in s for the time axis."""
+    regret = None
+    if decisions:
+        from trimtab.report.regret import regret_data
+
+        regret = regret_data(result, decisions)
     columns = request_columns(result)
     start, end = span(result)
     series = time_series(result, BINS)
@@ -230,6 +257,8 @@ def run_data(result: Result, summary: dict[str, float]) -> dict[str, Any]:
             "highest": max(float(load.max(initial=0.0)), 1.0),
         },
         "batches": _histogram(result),
+        "slowest": _slowest(result),
+        "regret": regret,
     }
 
 
@@ -252,6 +281,27 @@ def _phases(columns: dict[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
         prefill = float(columns["prefill_ms"][kept].mean())
         decode = float(total[kept].mean()) - queue - prefill
         found.append({"title": title, "queue": queue, "prefill": prefill, "decode": max(decode, 0.0)})
+    return found
+
+
+def _slowest(result: Result) -> list[dict[str, Any]]:
+    """ms per phase of the requests with the longest way from arrival to last token."""
+    table = result.requests
+    done = np.flatnonzero(table["status"] == Status.FINISHED)
+    total = table["finished"][done] - table["arrival"][done]
+    start, _ = span(result)
+    found = []
+    for request in done[np.argsort(-total, kind="stable")[:SLOWEST]].tolist():
+        row = table[request]
+        found.append(
+            {
+                "title": f"request {request} at {number(float(row['arrival']) - start, 's')}, replica"
+                f" {row['replica']}: {row['prefill_tokens']} + {row['decode_tokens']} tokens",
+                "queue": 1e3 * float(row["scheduled"] - row["arrival"]),
+                "prefill": 1e3 * float(row["first_token"] - row["scheduled"]),
+                "decode": 1e3 * float(row["finished"] - row["first_token"]),
+            }
+        )
     return found
 
 

@@ -10,8 +10,8 @@ what they leave. Only what the router itself did enters (compare van der Boor, B
 from __future__ import annotations
 
 from trimtab.engine.jit import jit
+from trimtab.engine.ranking import Table
 from trimtab.engine.state import State
-from trimtab.routers.heuristics import Table
 
 PROMPTS = 0.8  # share of a replica's time that goes to prompts while any are queued
 

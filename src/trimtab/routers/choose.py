@@ -5,10 +5,10 @@ those of production gateways are in ``cluster.whole``, which compiles when one o
 from __future__ import annotations
 
 from trimtab.engine.jit import jit
+from trimtab.engine.ranking import Table
 from trimtab.engine.state import State
 from trimtab.routers import Router
 from trimtab.routers.heuristics import (
-    Table,
     best_of_few,
     fewest_waiting,
     lowest_score,

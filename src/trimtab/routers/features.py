@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 
 from trimtab.engine.jit import jit
+from trimtab.engine.ranking import Table
 from trimtab.engine.state import State
 from trimtab.routers.beliefs import believe
-from trimtab.routers.heuristics import Table
 
 # name: (unit of the fact, what it is); the network sees squash(fact / scale)
 FEATURES: dict[str, tuple[str, str]] = {

@@ -9,12 +9,10 @@ draining, breaker open) are passed over, at once however old the snapshot is; at
 from __future__ import annotations
 
 import math
-from typing import Any
-
-from numpy.typing import NDArray
 
 from trimtab.engine.dtypes import NONE
 from trimtab.engine.jit import jit
+from trimtab.engine.ranking import Table, least_loaded, load_of, speed_of
 from trimtab.engine.state import State
 from trimtab.routers import Router
 
@@ -24,16 +22,8 @@ LEAST_PENDING_PREFILL = int(Router.LEAST_PENDING_PREFILL)
 LEAST_KV = int(Router.LEAST_KV)
 LEAST_WORK = int(Router.LEAST_WORK)
 
+MANY = 16  # replicas from which on a scan costs more than the tree of loads
 GOLDEN = 0.618033988749895  # further tosses of one coin: the fractional parts of its multiples
-
-Table = NDArray[Any]  # (rows,) REPLICA
-
-
-@jit
-def speed_of(state: State, table: Table, row: int) -> float:
-    if state.control["speed_aware"][0]:
-        return table["speed"][row]
-    return 1.0
 
 
 @jit
@@ -41,17 +31,17 @@ def score(state: State, table: Table, row: int, kind: int, replica: int, request
     """The load that router ``kind`` sees on a replica; smaller is better."""
     if not state.replicas["accepting"][replica]:
         return math.inf
-    speed = speed_of(state, table, row)
     if kind == VLLM_DP:
-        return (4.0 * table["waiting"][row] + table["running"][row] + 1.0) / speed
+        weighed = 4.0 * table["waiting"][row] + table["running"][row] + 1.0
+        return weighed / speed_of(state, table, row)
     if kind == LEAST_PENDING_PREFILL:
         prompt = state.requests["prefill_tokens"][request]
-        return (table["pending_prefill"][row] + prompt) / speed
+        return (table["pending_prefill"][row] + prompt) / speed_of(state, table, row)
     if kind == LEAST_KV:
         return kv_after(state, table, row, request)
     if kind == LEAST_WORK:
         return seconds_of_work(state, table, row, request)
-    return (table["outstanding"][row] + 1.0) / speed
+    return load_of(state, table, row)
 
 
 @jit
@@ -72,10 +62,18 @@ def seconds_of_work(state: State, table: Table, row: int, request: int) -> float
 
 
 @jit
+def is_ranked(state: State) -> bool:
+    """Whether the tree of loads knows what the router sees: fresh signals, and nothing that is watched."""
+    return not state.control["stale"][0] and not state.control["watching"][0]
+
+
+@jit
 def lowest_score(state: State, table: Table, base: int, kind: int, request: int) -> int:
     """Argmin of the score; the scan starts at a random replica, so that ties are random."""
     first, last = state.control["first"][0], state.control["last"][0]
     replica = first + int(state.requests["coin_a"][request] * (last - first))
+    if kind == LEAST_OUTSTANDING and last - first >= MANY and is_ranked(state):
+        return least_loaded(state, first, last, replica)
     best = replica
     lowest = score(state, table, base + replica, kind, replica, request)
     for _ in range(last - first - 1):

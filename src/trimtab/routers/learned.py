@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from trimtab.engine.dtypes import NONE
 from trimtab.engine.jit import jit
+from trimtab.engine.ranking import Table
 from trimtab.engine.state import Brain, State
 from trimtab.routers.beliefs import expect
 from trimtab.routers.features import NUM_CONTEXT, NUM_FEATURES, observe
-from trimtab.routers.heuristics import Table
 
 POOLED = 2 * NUM_FEATURES + NUM_CONTEXT  # mean, minimum, context
 

@@ -10,9 +10,9 @@ import math
 
 from trimtab.engine.dtypes import NONE
 from trimtab.engine.jit import jit
+from trimtab.engine.ranking import Table
 from trimtab.engine.state import State
 from trimtab.routers import Router
-from trimtab.routers.heuristics import Table
 from trimtab.routers.production import lowest_cost
 
 LEAST_BUSY = int(Router.LEAST_BUSY)

@@ -10,9 +10,9 @@ import math
 
 from trimtab.engine.jit import jit
 from trimtab.engine.lanes import KEPT_LATENCIES
+from trimtab.engine.ranking import Table
 from trimtab.engine.state import State
 from trimtab.routers import Router
-from trimtab.routers.heuristics import Table
 
 LEAST_BUSY, LITELLM_LATENCY = int(Router.LEAST_BUSY), int(Router.LITELLM_LATENCY)
 DYNAMO_KV, LMETRIC, LLUMNIX = int(Router.DYNAMO_KV), int(Router.LMETRIC), int(Router.LLUMNIX)

@@ -15,16 +15,19 @@
       ...levels.map((share) => el("td", {}, show(at(data.curves.values[metric.key], share), "ms"))))))));
 
   /* Phases as stacked bars on one scale. */
-  const phases = byId("phases");
   const parts = [["queue", "waiting for a first batch", colour(1)], ["prefill", "prefill", colour(0)], ["decode", "decode, pauses included", colour(2)]];
-  const longest = most(data.phases.map((row) => row.queue + row.prefill + row.decode)) || 1;
-  for (const row of data.phases) {
-    const total = row.queue + row.prefill + row.decode;
-    const stack = el("div", { class: "stack", role: "img", style: `width:${(100 * total) / longest}%`, "aria-label": parts.map(([key, name]) => `${name} ${show(row[key], "ms")}`).join(", ") });
-    for (const [key, name, paint] of parts) stack.append(explain(el("i", { style: `flex:${row[key] / total} 0 0;background:${paint}` }), `${name}: ${show(row[key], "ms")}, ${figures((100 * row[key]) / total)} %`));
-    phases.append(el("div", { style: "display:flex;justify-content:space-between;font-size:14px;margin-bottom:3px" }, el("span", {}, row.title), el("b", {}, show(total, "ms"))), stack);
+  function stacks(node, rows) {
+    const longest = most(rows.map((row) => row.queue + row.prefill + row.decode)) || 1;
+    for (const row of rows) {
+      const total = row.queue + row.prefill + row.decode;
+      const stack = el("div", { class: "stack", role: "img", style: `width:${(100 * total) / longest}%`, "aria-label": parts.map(([key, name]) => `${name} ${show(row[key], "ms")}`).join(", ") });
+      for (const [key, name, paint] of parts) stack.append(explain(el("i", { style: `flex:${row[key] / total} 0 0;background:${paint}` }), `${name}: ${show(row[key], "ms")}, ${figures((100 * row[key]) / total)} %`));
+      node.append(el("div", { style: "display:flex;justify-content:space-between;font-size:14px;margin-bottom:3px" }, el("span", {}, row.title), el("b", {}, show(total, "ms"))), stack);
+    }
+    node.append(el("div", { class: "legend" }, ...parts.map(([, name, paint]) => el("span", {}, el("i", { class: "swatch", style: `background:${paint}` }), name))));
   }
-  phases.append(el("div", { class: "legend" }, ...parts.map(([, name, paint]) => el("span", {}, el("i", { class: "swatch", style: `background:${paint}` }), name))));
+  stacks(byId("phases"), data.phases);
+  stacks(byId("slowest"), data.slowest);
 
   /* Time series. */
   const series = data.series, shared = { time: data.time, seconds: data.seconds };
@@ -44,6 +47,19 @@
   /* Load map. */
   loadScale(byId("maps-scale"), data.heat.highest);
   loadMap(byId("map"), data.heat.load, data.heat.highest, data.seconds, data.heat.per_row, Math.max(90, Math.min(420, data.heat.rows * 24)));
+
+  /* Judged decisions: a stem each, grey where none was better. */
+  const regret = data.regret;
+  if (regret) live(byId("regret"), (width) => {
+    const chart = frame(width, 220, { x: [0, data.seconds], y: [0, (most(regret.regret) || 1) * 1.08], label: `Regret of ${regret.time.length} decisions over time, up to ${show(most(regret.regret), "ms")}`, xTitle: "time of the decision", showX: (value) => tick(value, "s"), showY: (value) => tick(value, "ms"), margin: { left: 62 } });
+    regret.time.forEach((time, index) => {
+      const x = chart.x(time), y = chart.y(regret.regret[index]), better = regret.best[index] !== regret.chosen[index];
+      const said = better ? `replica ${regret.best[index]} would have saved ${show(regret.regret[index], "ms")} of waiting` : "no replica would have been better";
+      chart.root.append(svg("line", { x1: x, x2: x, y1: chart.bottom, y2: y, stroke: colour(1), "stroke-width": 1, opacity: 0.5 }),
+        explain(svg("circle", { cx: x, cy: y, r: better ? 3.5 : 2.5, fill: better ? colour(1) : "var(--c9)", tabindex: 0 }), `request ${regret.request[index]} at ${show(time, "s")} went to replica ${regret.chosen[index]}: ${said}`));
+    });
+    byId("regret").replaceChildren(chart.root);
+  });
 
   /* Batch sizes. */
   const batches = data.batches;

@@ -37,7 +37,7 @@ from trimtab.report.canvas import INK, Box, Canvas, Chart
 from trimtab.report.plots import PALETTE
 
 WORKED = (70, 20, 5, 3, 1, 1, 0, 0)  # per cent of the tokens on each of 8 experts: the worked example
-STRENGTHS = tuple(f"quantile x {strength}" for strength in (0.25, 0.5, 0.75))
+STRENGTHS = tuple(f"quantile x {strength}" for strength in (0.25, 0.5, 0.75, 0.9))
 CURVE = ("fixed", *STRENGTHS, "quantile")
 HEADLINE = "quantile"
 MOVED, PLAIN = "trained with moved biases", "plain"

@@ -185,11 +185,13 @@ def layer_seconds(loads: Floats, tokens: int, model: str = "mixtral-8x7b", devic
 
 
 def verdicts(record: Record, fixed: Record, stream: Stream) -> dict[str, str]:
-    """A/B tests on the shifted batches, each served by one arm: A the trained biases, B the strategy."""
+    """A/B tests on the shifted batches, two by two, one of each two served by each arm as a coin falls: A the
+    trained biases, B the strategy."""
     balanced = ABTest(0.0, 1.0)
     loss = ABTest(0.0, 4.0, higher_is_better=False)
     for batch in range(stream.before, stream.back):
-        arm = balanced.assign(batch)
+        first = balanced.assign(batch // 2)
+        arm = first if batch % 2 == 0 else "AB"[first == "A"]
         served = fixed if arm == "A" else record
         balanced.observe(arm, float(balancedness(served.loads[batch]).mean()))
         loss.observe(arm, float(served.losses[batch]))

@@ -6,6 +6,7 @@ group is a baseline that depends on the input and not on the choices (Mao et al.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from trimtab.scenario import Scenario
 from trimtab.simulation import start
 from trimtab.workload import Traffic
 
-THREADS = 2
+THREADS = os.cpu_count() or 1  # what is found does not depend on it
 Place = tuple[int, int, int]  # of a group in its training: seed, update, number
 
 

@@ -73,6 +73,12 @@ def report(
         int | None,
         typer.Option("--regret", metavar="N", help="Also judge N routing decisions in hindsight."),
     ] = None,
+    request: Annotated[
+        int | None,
+        typer.Option(
+            "--request", metavar="N", help="Only print where request N (from 0) went and spent its time."
+        ),
+    ] = None,
     quiet: options.QuietOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -80,6 +86,8 @@ def report(
     from trimtab.report import search_html
 
     if (run / search_html.MARKER).is_file():
+        if regret is not None or request is not None:
+            raise TrimtabError(f"{run} holds a search: --regret and --request are for the folder of a run")
         note(f"rebuilt {search_html.rebuild(run, out)}/index.html", quiet)
         return
     from trimtab.report.metrics import summarize
@@ -87,6 +95,9 @@ def report(
     from trimtab.report.run_folder import load, save
 
     result = load(run)
+    if request is not None:
+        _tell(result, request, as_json)
+        return
     summary = summarize(result)
     decisions = read_decisions(run) if regret is None else _judge(result, regret, quiet or as_json)
     folder = save(result, out or run, summary=summary, decisions=decisions)
@@ -94,6 +105,15 @@ def report(
     if decisions and not (quiet or as_json):
         print(regret_words(decisions, result.scenario.router.name))
     note(f"rebuilt {folder}  (open {folder}/index.html)", quiet or as_json)
+
+
+def _tell(result: Result, request: int, as_json: bool) -> None:
+    """The story of one request."""
+    from trimtab.report.one_request import request_lines, request_story
+    from trimtab.report.run_folder import plain
+
+    story = request_story(result, request)
+    print(json.dumps(plain(story), indent=1) if as_json else "\n".join(request_lines(story)))
 
 
 def _judge(result: Result, decisions: int, quiet: bool) -> list[Decision]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -88,49 +88,45 @@ def capacity(
             over_time = follow(chosen, bounds, workers=workers)
         _print(_time_data(over_time), _time_lines(over_time), quiet, as_json)
         return
+    asked = Asked(chosen, bounds, load, requests, workers)
     what = f"trying loads on {chosen.name}"
     with progress_bar(what, "trials", quiet or as_json) as report:
         if routers is not None:
-            answer = _of_routers(chosen, bounds, routers, load, tolerance, requests, workers, report)
+            answer = _of_routers(asked, routers, tolerance, report)
         else:
-            answer = _of_one(chosen, bounds, load, tolerance, requests, workers, report)
+            answer = _of_one(asked, tolerance, report)
     _print(*answer, quiet, as_json)
 
 
-def _of_one(
-    chosen: Scenario,
-    bounds: tuple[Bound, ...],
-    load: float | None,
-    tolerance: float,
-    requests: int | None,
-    workers: int | None,
-    report: Report,
-) -> Answer:
+class Asked(NamedTuple):
+    """How much is carried within ``bounds``, or, with ``load``, by how few replicas that is."""
+
+    scenario: Scenario
+    bounds: tuple[Bound, ...]
+    load: float | None
+    requests: int | None
+    workers: int | None
+
+
+def _of_one(asked: Asked, tolerance: float, report: Report) -> Answer:
     from trimtab.plan.capacity import fewest_replicas, greatest_load
 
+    scenario, bounds, load, requests, workers = asked
     if load is not None:
-        size = fewest_replicas(chosen, bounds, load, requests, workers, report)
+        size = fewest_replicas(scenario, bounds, load, requests, workers, report)
         return _size_data(size), _size_lines(size)
-    found = greatest_load(chosen, bounds, tolerance, requests, workers, report)
+    found = greatest_load(scenario, bounds, tolerance, requests, workers, report)
     return _load_data(found), _load_lines(found)
 
 
-def _of_routers(
-    chosen: Scenario,
-    bounds: tuple[Bound, ...],
-    routers: str,
-    load: float | None,
-    tolerance: float,
-    requests: int | None,
-    workers: int | None,
-    report: Report,
-) -> Answer:
+def _of_routers(asked: Asked, routers: str, tolerance: float, report: Report) -> Answer:
     from trimtab.plan.router_gain import router_loads, router_sizes
 
+    scenario, bounds, load, requests, workers = asked
     if load is not None:
-        sizes = router_sizes(chosen, bounds, routers, load, requests, workers, report)
+        sizes = router_sizes(scenario, bounds, routers, load, requests, workers, report)
         return sizes_data(sizes), size_lines(sizes)
-    loads = router_loads(chosen, bounds, routers, tolerance, requests, workers, report)
+    loads = router_loads(scenario, bounds, routers, tolerance, requests, workers, report)
     return loads_data(loads), load_lines(loads)
 
 

@@ -28,6 +28,7 @@ from trimtab.moe.checkpoint import bias_names, differing, rounded, stored_tensor
 from trimtab.moe.loads import read_report, short_names
 from trimtab.moe.patched import Settings, calibrate_checkpoint
 from trimtab.moe.routers import find_routers
+from trimtab.moe.texts import text_files
 
 CODE = Path(sysconfig.get_paths()["stdlib"]) / "email"  # some 400 kB of Python
 QUICK = ["--length", "64", "--tokens", "8192"]
@@ -103,6 +104,13 @@ def test_a_patched_checkpoint_is_balanced_and_otherwise_the_same(tmp_path: Path,
     assert max_violation(trained).mean() > 1.0
     assert max_violation(adapted).mean() < 0.6 * max_violation(trained).mean()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_what_is_hidden_or_binary_in_a_folder_is_no_text(tmp_path: Path) -> None:
+    for name in (".git/objects/a.txt", "code/__pycache__/a.pyc", "code/a.py", "notes.md", ".hidden"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x\0y" if name.endswith("pyc") else b"text")
+    assert text_files([tmp_path]) == [tmp_path / "code" / "a.py", tmp_path / "notes.md"]
 
 
 def test_with_a_cap_biases_are_only_lowered(tmp_path: Path) -> None:
@@ -273,6 +281,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: Any) -> None:
         ([*good, "--law", "sign", "--cap", "1.2"], "a cap is for the law 'quantile'"),
         ([*good, "--cap", "0.5"], "cap is a multiple of an expert's share, from 1 up"),
         ([*good[:3], "--text", tmp_path / "empty"], "no text files to calibrate on"),
+        ([*good[:3], "--text", source / "model.safetensors"], "is a binary file; give text"),
         ([*good[:3], "--text", tmp_path / "absent"], "there is no such file or folder"),
         ([*good[:3], "--text", tmp_path / "short.txt"], "at least 2 are needed"),
         (["calibrate", "--model", tmp_path / "absent", "--text", CODE], "no folder with a config.json"),

@@ -13,23 +13,36 @@ from torch import Tensor
 from trimtab.errors import TrimtabError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
+LOOKED_AT = 8192  # bytes of a file, to tell whether it is text
 HELD_OUT = 4  # every fourth sequence is for the check only
 
 
 def text_files(paths: Iterable[Path]) -> list[Path]:
-    """The files among ``paths``, and all files below the folders among them, sorted."""
+    """The files among ``paths``, and those below the folders among them that are text, sorted.
+
+    Below a folder, what is hidden or binary is left out (`is_text`); a binary file that is named raises.
+    """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
             inside = [file for file in path.rglob("*") if file.is_file()]
-            found += sorted(file for file in inside if not any(part[0] == "." for part in file.parts[-2:]))
-        elif path.is_file():
-            found.append(path)
-        else:
+            seen = [file for file in inside if all(part[0] != "." for part in file.relative_to(path).parts)]
+            found += sorted(file for file in seen if is_text(file))
+        elif not path.is_file():
             raise TrimtabError(f"--text {str(path)!r}: there is no such file or folder")
+        elif not is_text(path):
+            raise TrimtabError(f"--text {str(path)!r} is a binary file; give text")
+        else:
+            found.append(path)
     if not found:
         raise TrimtabError("there are no text files to calibrate on; give files or folders with --text")
     return found
+
+
+def is_text(file: Path) -> bool:
+    """Whether the beginning of a file has no zero byte, which is how git tells text from binary files."""
+    with file.open("rb") as opened:
+        return b"\0" not in opened.read(LOOKED_AT)
 
 
 class Tokenizer:

@@ -18,6 +18,7 @@ from torch import nn
 
 from trimtab.balance import (
     AdaptiveLoadBalancer,
+    BiasLaw,
     DomainDetector,
     Guard,
     QuantileLaw,
@@ -138,6 +139,12 @@ def test_a_law_by_name_knows_the_groups_and_one_that_does_not_is_refused() -> No
         assert max_violation(attached.load).mean() < 0.5 * before
     with attach(model, "quantile") as attached:
         assert attached.law.market.groups == 4
+
+    class Own(BiasLaw):
+        observes = "scores"
+
+    with attach(model, Own()) as attached:  # a law that reckons with no market is its author's affair
+        assert attached.law.observes == "scores"
 
 
 def test_groups_without_a_bias_of_their_own_stay_closed() -> None:

@@ -132,3 +132,16 @@ def test_bad_input_is_one_line(corpus: Corpus, recipe: Recipe) -> None:
         MoELanguageModel(recipe.shape)(torch.zeros(1, 65, dtype=torch.int64))
     with pytest.raises(TrimtabError, match="biases for 1 gates"):
         MoELanguageModel(recipe.shape).set_biases(np.zeros((2, 8)))
+
+
+def test_biases_are_moved_in_training_and_trained_without_it(corpus: Corpus, recipe: Recipe) -> None:
+    """Without a law the biases end at exactly zero, though every batch was served with others."""
+    still = train(replace(recipe, method="none", steps=4), corpus)
+    moved = train(replace(recipe, method="none", steps=4, jitter=0.3), corpus)
+    assert not still.model.biases().any() and not moved.model.biases().any()
+    assert (still.loads[0] != moved.loads[0]).any()  # the same weights and text, other choices
+    assert (moved.losses != still.losses).all()
+    again = train(replace(recipe, method="none", steps=4, jitter=0.3), corpus)
+    np.testing.assert_array_equal(moved.losses, again.losses)
+    balanced = train(replace(recipe, steps=4, jitter=0.3), corpus).model.biases().numpy()
+    assert np.abs(balanced.mean(axis=-1)).max() < 1e-6  # the law's, which are centred; noise is not

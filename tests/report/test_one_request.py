@@ -49,7 +49,7 @@ def test_one_that_was_never_served(result: Result) -> None:
     changed = Result(**{**vars(result), "requests": requests})
     lines = request_lines(request_story(changed, 5))
     assert lines[0].startswith("request 5, rejected")
-    assert lines[1] == "no replica has had it (least-outstanding)" and len(lines) == 2
+    assert lines[1] == "least-outstanding sent it nowhere" and len(lines) == 2
 
 
 def test_the_command(result: Result, tmp_path: Path, capsys: Any) -> None:
@@ -57,7 +57,7 @@ def test_the_command(result: Result, tmp_path: Path, capsys: Any) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert main(["report", str(folder), "--request", "37"]) == 0
     told = capsys.readouterr().out
-    assert "sent to replica" in told and "time to first token" in told
+    assert "least-outstanding sent it to replica" in told and "time to first token" in told
     assert main(["report", str(folder), "--request", "37", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["request"] == 37
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before

@@ -14,14 +14,9 @@ def loads_data(found: RouterLoads) -> dict[str, Any]:
     """What ``--json`` prints."""
     from trimtab.plan.router_gain import say_loads
 
-    first = found.answers[found.first]
     return {
-        "scenario": first.scenario.name,
-        "bounds": [str(bound) for bound in first.bounds],
-        "first": found.first,
-        "ideal": first.ideal,
-        "requests": first.requests,
-        "replications": first.replications,
+        **_asked(found),
+        "replications": found.answers[found.first].replications,
         "routers": {
             name: {
                 "load": each.load.value, "low": each.load.low, "high": each.load.high,
@@ -38,14 +33,9 @@ def sizes_data(found: RouterSizes) -> dict[str, Any]:
     """What ``--json`` prints with ``--load``."""
     from trimtab.plan.router_gain import say_sizes
 
-    first = found.answers[found.first]
     return {
-        "scenario": first.scenario.name,
-        "bounds": [str(bound) for bound in first.bounds],
-        "first": found.first,
-        "load": first.load,
-        "ideal": first.ideal,
-        "requests": first.requests,
+        **_asked(found),
+        "load": found.answers[found.first].load,
         "routers": {
             name: {
                 "replicas": each.replicas, "low": each.low, "high": each.high, "binding": str(each.binding),
@@ -55,6 +45,18 @@ def sizes_data(found: RouterSizes) -> dict[str, Any]:
         "saved": {name: {"low": low, "high": high} for name, (low, high) in found.saved.items()},
         "headline": [say_sizes(found, other) for other in found.saved],
     }  # fmt: skip
+
+
+def _asked(found: RouterLoads | RouterSizes) -> dict[str, Any]:
+    """What both answers have."""
+    first = found.answers[found.first]
+    return {
+        "scenario": first.scenario.name,
+        "bounds": [str(bound) for bound in first.bounds],
+        "first": found.first,
+        "ideal": first.ideal,
+        "requests": first.requests,
+    }
 
 
 def load_lines(found: RouterLoads) -> list[Any]:

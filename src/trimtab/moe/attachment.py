@@ -164,10 +164,8 @@ class Attachment:
 
     def check_market(self, law: BiasLaw) -> None:
         """Raise where a law that reads scores reckons with another kind of selection."""
-        if law.observes != "scores":
-            return
-        given = {name: getattr(getattr(law, "market", None), name, None) for name in self.market}
-        if given != self.market:
+        market = getattr(law, "market", None)  # laws of other people may reckon without one
+        if market is not None and any(getattr(market, name) != value for name, value in self.market.items()):
             listed = ", ".join(f"{name}={value}" for name, value in self.market.items())
             raise TrimtabError(
                 f"{type(law).__name__} is for other routers than those of {type(self.model).__name__}: "

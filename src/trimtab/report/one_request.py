@@ -35,12 +35,11 @@ def request_story(result: Result, request: int) -> dict[str, Any]:
         raise TrimtabError(f"--request {request}: the run has requests 0 to {len(table) - 1}")
     row = table[request]
     done = table[table["status"] == Status.FINISHED]
-    phases, longer_than = {}, {}
+    phases, longer_than = phases_ms(row), {}
     for name, (_, begin, end) in PHASES.items():
-        took = float(row[end] - row[begin]) if row["status"] == Status.FINISHED else math.nan
-        phases[name] = 1e3 * took
-        shorter = (done[end] - done[begin] < took).mean() if len(done) else math.nan
-        longer_than[name] = float(shorter) if math.isfinite(took) else math.nan
+        took = phases[name] / 1e3
+        known = math.isfinite(took)  # then it is itself among those that are done
+        longer_than[name] = float((done[end] - done[begin] < took).mean()) if known else math.nan
     start, _ = span(result)
     return {
         "request": request,
@@ -56,6 +55,15 @@ def request_story(result: Result, request: int) -> dict[str, Any]:
         "phases_ms": phases,
         "longer_than": longer_than,
         "met": met(table, float(row["arrival"]), len(result.replicas)),
+    }
+
+
+def phases_ms(row: Any) -> dict[str, float]:
+    """Each of `PHASES` of a request (its row), ms; NaN where it was not served to its end."""
+    done = row["status"] == Status.FINISHED
+    return {
+        name: 1e3 * float(row[end] - row[begin]) if done else math.nan
+        for name, (_, begin, end) in PHASES.items()
     }
 
 
@@ -93,7 +101,7 @@ def place_line(story: dict[str, Any]) -> str:
     """Where it went, and what it met there and would have met elsewhere."""
     replica = story["replica"]
     if replica == NONE:
-        return f"no replica has had it ({story['router']})"
+        return f"{story['router']} sent it nowhere"
     here = " and ".join(f"{counts[replica]} {what}" for what, counts in story["met"].items())
     others = []
     for what, counts in story["met"].items():
@@ -102,4 +110,4 @@ def place_line(story: dict[str, Any]) -> str:
             low, high = min(rest), max(rest)
             others.append(f"{low} {what}" if low == high else f"{low} to {high} {what}")
     elsewhere = f"; the others {' and '.join(others)}" if others else ""
-    return f"sent to replica {replica} by {story['router']}, which had {here}{elsewhere}"
+    return f"{story['router']} sent it to replica {replica}, which had {here}{elsewhere}"

@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from html import escape
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import TrimtabError
 from trimtab.plan.regret import HORIZON_S, Decision, summary
 from trimtab.report.metrics import span
+from trimtab.report.one_request import phases_ms
 from trimtab.report.words import number
 from trimtab.result import Result
 
 FILE = "regret.csv"
 COSTLIEST = 10  # decisions in the table
+SHOWN = ("queue", "prefill", "decode")  # phases of each
 
 
 def write_decisions(decisions: Sequence[Decision], folder: Path) -> None:
@@ -83,15 +84,14 @@ def _costliest(result: Result, decisions: Sequence[Decision]) -> str:
         if each.regret_s <= 0:
             break
         asked = result.requests[each.request]
-        steps = (asked["arrival"], asked["scheduled"], asked["first_token"], asked["finished"])
-        phases = [number(1e3 * float(end - begin), "ms") for begin, end in pairwise(steps)]
+        took = phases_ms(asked)
         cells = (
             number(each.time_s - start, "s"),
             str(each.chosen),
             str(each.best),
             number(1e3 * each.regret_s, "ms"),
             f"{asked['prefill_tokens']} + {asked['decode_tokens']}",
-            *phases,
+            *(number(took[phase], "ms") for phase in SHOWN),
         )
         rows.append(
             f'<tr><th scope="row">request {each.request}</th>'
@@ -100,7 +100,7 @@ def _costliest(result: Result, decisions: Sequence[Decision]) -> str:
         )
     if not rows:
         return ""
-    names = ("at", "went to", "best was", "regret", "tokens", "queue", "prefill", "decode")
+    names = ("at", "went to", "best was", "regret", "tokens", *SHOWN)
     heads = "".join(f'<th scope="col">{name}</th>' for name in names)
     return f"<table><thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 

@@ -14,6 +14,7 @@ from trimtab.report.definitions import FAMILIES, MEASURES, REPLICA_COLUMNS, SCAL
 from trimtab.report.digest import CURVE_SHARES, CURVES, load_map
 from trimtab.report.html import LOGO, facts, meaning, source_details, tip
 from trimtab.report.metrics import has_slo, replica_rows, request_columns, span
+from trimtab.report.one_request import phases_ms
 from trimtab.report.series import replicas_over_time, time_series
 from trimtab.report.words import number, run_headline
 from trimtab.result import Result
@@ -297,9 +298,7 @@ def _slowest(result: Result) -> list[dict[str, Any]]:
             {
                 "title": f"request {request} at {number(float(row['arrival']) - start, 's')}, replica"
                 f" {row['replica']}: {row['prefill_tokens']} + {row['decode_tokens']} tokens",
-                "queue": 1e3 * float(row["scheduled"] - row["arrival"]),
-                "prefill": 1e3 * float(row["first_token"] - row["scheduled"]),
-                "decode": 1e3 * float(row["finished"] - row["first_token"]),
+                **phases_ms(row),
             }
         )
     return found
